@@ -1,0 +1,243 @@
+"""The three functions for people with their own trainer: `weights`, `loss`, `advantages`.
+
+weight = gspo.weights(gspo.GSPO(), mask)                      # once, on the whole optimizer step
+for rows in micro_batches:
+    out = gspo.loss(gspo.GSPO(), logprobs[rows], old_logprobs=old[rows], mask=mask[rows],
+                    advantage=advantage[rows], weight=weight[rows])
+    out.loss.backward()                                       # micro-batches add up to the step exactly
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gspo.advantages.base import AdvantageEstimator, AdvantageInput
+from gspo.objectives.base import UnitObjective
+from gspo.types import Explanation, Scores, Step
+
+Terms = UnitObjective | Sequence[UnitObjective]
+"""One objective, or several terms that add up: `(GSPO(), ReferenceKL(coef=1e-3))`."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What `loss` returns."""
+
+    loss: Tensor
+    """Scalar to minimise, differentiable, at least float32."""
+    diagnostics: dict[str, float]
+    """Detached numbers over the given rows; docs/metrics.md has the formulas."""
+
+
+def as_terms(objective: Terms) -> tuple[UnitObjective, ...]:
+    return tuple(objective) if isinstance(objective, Sequence) else (objective,)
+
+
+def weights(
+    objective: Terms,
+    mask: Tensor,
+    group: Tensor | None = None,
+    rewards: Tensor | None = None,
+    old_logprobs: Tensor | None = None,
+    length: Tensor | None = None,
+) -> Tensor | tuple[Tensor, ...]:
+    """Weight of every unit, [B,T], computed once over the whole optimizer step before any forward pass.
+
+    mask [B,T] bool: trained units. group, rewards, length [B] and old_logprobs [B,T] are read by objectives that
+    need them. Returns float64 (float32 on MPS); a tuple of them for several terms. Rows of it go with the same
+    rows in `loss`, whatever the split.
+    """
+    step = _step(mask, None, old_logprobs, group, rewards, None, None, length)
+    made = tuple(term.weights(step, term.counts(step)) for term in as_terms(objective))
+    return made if isinstance(objective, Sequence) else made[0]
+
+
+def loss(
+    objective: Terms,
+    logprobs: Tensor,
+    *,
+    old_logprobs: Tensor | None = None,
+    mask: Tensor,
+    advantage: Tensor,
+    weight: Tensor | Sequence[Tensor] | None = None,
+    group: Tensor | None = None,
+    rewards: Tensor | None = None,
+    reference_logprobs: Tensor | None = None,
+    sampler_logprobs: Tensor | None = None,
+    entropy: Tensor | None = None,
+    length: Tensor | None = None,
+) -> Loss:
+    """Loss and diagnostics of some rows of an optimizer step.
+
+    logprobs [B,T] carries the gradient; old_logprobs, reference_logprobs, sampler_logprobs, entropy [B,T];
+    advantage [B] or [B,T]; group, rewards, length [B]. `weight` is those rows of what `weights` returned for the
+    whole step; None means that these rows are the whole step. `old_logprobs=None` means on-policy (ratio 1 with
+    gradient). Whatever stands outside the mask, NaN included, has no influence. `sampler_logprobs` is only
+    measured. Half precision is raised to float32; float64 stays.
+    """
+    _check_shapes(mask, logprobs=logprobs, old_logprobs=old_logprobs, reference_logprobs=reference_logprobs,
+                  sampler_logprobs=sampler_logprobs, entropy=entropy)  # fmt: skip
+    _check_rows(mask, advantage=advantage, group=group, rewards=rewards, length=length)
+    terms = as_terms(objective)
+    _check_needs(terms, reference_logprobs, entropy)
+    mask = mask.bool()
+    scores = Scores(logprobs=clean(logprobs, mask), entropy=None if entropy is None else clean(entropy, mask))
+    old = scores.logprobs.detach() if old_logprobs is None else old_logprobs
+    step = _step(mask, advantage, old, group, rewards, reference_logprobs, sampler_logprobs, length)
+    if weight is None:
+        weight = tuple(term.weights(step, term.counts(step)) for term in terms)
+    elif isinstance(weight, Tensor):
+        weight = (weight,)
+    if len(weight) != len(terms):
+        raise ValueError(
+            f"{len(terms)} terms but {len(weight)} weights: pass what gspo.weights returned for these terms"
+        )
+    value = total_loss(terms, weight, scores, step)
+    return Loss(loss=value, diagnostics={"loss": value.item(), **diagnose(terms, weight, scores, step)})
+
+
+def advantages(
+    estimator: AdvantageEstimator,
+    rewards: Tensor,
+    group: Tensor,
+    length: Tensor | None = None,
+    mask: Tensor | None = None,
+    values: Tensor | None = None,
+) -> Tensor:
+    """Advantages [B] of a whole rollout batch.
+
+    rewards [B], or [B,K] (the columns are summed unless the estimator treats them apart); NaN marks a missing
+    reward: it leaves its group's statistics and gets advantage 0. group [B] int. length [B] defaults to the mask's
+    row sums, or 1. Stateful estimators are refused: pass them to `gspo.train`.
+    """
+    if estimator.is_stateful:
+        raise ValueError(
+            f"advantage estimator {estimator.name!r} carries state between steps; use it in gspo.train(...)"
+        )
+    if group.shape != rewards.shape[:1]:
+        raise ValueError(f"rewards have {rewards.shape[0]} rows but group has shape {tuple(group.shape)}; need [B]")
+    columns = rewards if rewards.ndim == 2 else rewards[:, None]
+    if length is None:
+        length = mask.sum(dim=1) if mask is not None else torch.ones_like(group)
+    batch = AdvantageInput(
+        rewards=columns, total=columns.sum(dim=1), group=group, length=length, mask=mask, values=values
+    )
+    return estimator(batch, None)[0]
+
+
+def clean(value: Tensor, mask: Tensor) -> Tensor:
+    """At least float32, and 0 outside the mask in value and gradient (so NaN there is inert)."""
+    value = value if value.dtype in (torch.float32, torch.float64) else value.float()
+    return torch.where(mask, value, torch.zeros((), dtype=value.dtype, device=value.device))
+
+
+def total_loss(terms: Sequence[UnitObjective], weight: Sequence[Tensor], scores: Scores, step: Step) -> Tensor:
+    """-(gain * weight) summed over units and terms: the only place where a loss is added up."""
+    parts = []
+    for term, unit_weight in zip(terms, weight, strict=True):
+        gain = term.gain(scores, step)
+        parts.append(-(clean(gain, step.mask) * unit_weight.to(gain.dtype)).sum())
+    return torch.stack(parts).sum()
+
+
+def explain(terms: Sequence[UnitObjective], scores: Scores, step: Step) -> Explanation:
+    """The explanation of the first term that has one; detached."""
+    detached = Scores(
+        logprobs=scores.logprobs.detach(), entropy=None if scores.entropy is None else scores.entropy.detach()
+    )
+    for term in terms:
+        explanation = term.explain(detached, step)
+        if explanation is not None:
+            return explanation
+    zeros = torch.zeros_like(detached.logprobs)
+    return Explanation(log_ratio=zeros, bound=zeros.long(), level="token")
+
+
+def diagnose(
+    terms: Sequence[UnitObjective], weight: Sequence[Tensor], scores: Scores, step: Step
+) -> dict[str, float]:
+    """Numbers over these rows; `clip_ratio/*` is per sequence for sequence ratios, per unit for token ratios."""
+    mask, why = step.mask, explain(terms, scores, step)
+    if why.level == "sequence":
+        first, live = mask.long().argmax(dim=1, keepdim=True), mask.any(dim=1)
+        bound, log_ratio = (x.gather(1, first)[:, 0][live] for x in (why.bound, why.log_ratio))
+    else:
+        bound, log_ratio = why.bound[mask], why.log_ratio[mask]
+    number = max(bound.numel(), 1)
+    ratio = log_ratio.exp() if log_ratio.numel() else log_ratio.new_ones(1)
+    out = {
+        "clip_ratio/low_mean": (bound < 0).sum().item() / number,
+        "clip_ratio/high_mean": (bound > 0).sum().item() / number,
+        "clip_ratio/region_mean": (bound != 0).sum().item() / number,
+        "clip/token_share": (why.bound[mask] != 0).sum().item() / max(int(mask.sum()), 1),
+        "ratio/mean": ratio.mean().item(),
+        "ratio/min": ratio.min().item(),
+        "ratio/max": ratio.max().item(),
+    }
+    token_mean = lambda x: x[mask].double().mean().item() if mask.any() else 0.0  # noqa: E731
+    if scores.entropy is not None:
+        out["entropy"] = token_mean(scores.entropy.detach())
+    if step.reference_logprobs is not None:
+        u = step.reference_logprobs - scores.logprobs.detach()
+        out["kl"] = token_mean(torch.expm1(u) - u)
+    if step.sampler_logprobs is not None:
+        gap = (step.old_logprobs - step.sampler_logprobs).abs()
+        out["mismatch/mean"] = token_mean(gap)
+        out["mismatch/max"] = gap[mask].max().item() if mask.any() else 0.0
+    return out
+
+
+def _step(
+    mask: Tensor,
+    advantage: Tensor | None,
+    old_logprobs: Tensor | None,
+    group: Tensor | None,
+    rewards: Tensor | None,
+    reference_logprobs: Tensor | None,
+    sampler_logprobs: Tensor | None,
+    length: Tensor | None,
+) -> Step:
+    mask = mask.bool()
+    rows = torch.arange(mask.shape[0], device=mask.device)
+    tidy = lambda x: None if x is None else clean(x, mask).detach()  # noqa: E731
+    return Step(
+        mask=mask,
+        advantage=_tidy_advantage(mask, advantage),
+        old_logprobs=torch.zeros(mask.shape, device=mask.device) if old_logprobs is None else tidy(old_logprobs),
+        length=mask.sum(dim=1) if length is None else length,
+        group=rows if group is None else group,
+        rollout=rows,
+        rewards=rewards,
+        reference_logprobs=tidy(reference_logprobs),
+        sampler_logprobs=tidy(sampler_logprobs),
+    )
+
+
+def _tidy_advantage(mask: Tensor, advantage: Tensor | None) -> Tensor:
+    if advantage is None:
+        return torch.zeros(mask.shape[0], device=mask.device)
+    return (clean(advantage, mask) if advantage.ndim == 2 else clean(advantage, mask.any(dim=1))).detach()
+
+
+def _check_shapes(mask: Tensor, **tensors: Tensor | None) -> None:
+    for name, value in tensors.items():
+        if value is not None and value.shape != mask.shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, mask {tuple(mask.shape)}; both must be [B,T]")
+
+
+def _check_rows(mask: Tensor, **tensors: Tensor | None) -> None:
+    for name, value in tensors.items():
+        if value is None or value.shape == mask.shape[:1] or (name == "advantage" and value.shape == mask.shape):
+            continue
+        shapes = "[B] or [B,T]" if name == "advantage" else "[B]"
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; with mask {tuple(mask.shape)} it must be {shapes}")
+
+
+def _check_needs(terms: Sequence[UnitObjective], reference: Tensor | None, entropy: Tensor | None) -> None:
+    for term in terms:
+        if "reference" in term.needs and reference is None:
+            raise ValueError(f"{term.name} needs reference_logprobs [B,T]")
+        if "entropy" in term.needs and entropy is None:
+            raise ValueError(f"{term.name} needs entropy [B,T] of the policy (with gradient)")

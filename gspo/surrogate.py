@@ -1,0 +1,37 @@
+"""What turns a ratio and an advantage into a gain. Pure."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def clipped_surrogate(
+    ratio: Float[Tensor, "B #U"], advantage: Float[Tensor, "B #U"], clip_low: float, clip_high: float
+) -> Float[Tensor, "B #U"]:
+    """min(r A, clip(r, 1 - clip_low, 1 + clip_high) A): PPO's pessimistic surrogate (1707.06347, eq 7)."""
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return torch.minimum(ratio * advantage, clipped * advantage)
+
+
+def bound_hit(
+    ratio: Float[Tensor, "B #U"], advantage: Float[Tensor, "B #U"], clip_low: float, clip_high: float
+) -> Int[Tensor, "B #U"]:
+    """-1 or +1 where `clipped_surrogate` has no gradient because of the lower or upper bound, else 0."""
+    low = (advantage < 0) & (ratio < 1 - clip_low)
+    high = (advantage > 0) & (ratio > 1 + clip_high)
+    return high.long() - low.long()
+
+
+def per_unit(advantage: Tensor, like: Tensor) -> Float[Tensor, "B #U"]:
+    """An advantage of shape [B] or [B,U] as something that broadcasts over units."""
+    return (advantage if advantage.ndim == 2 else advantage[:, None]).to(like.dtype)
+
+
+def per_row(advantage: Tensor, like: Tensor, otherwise: str) -> Float[Tensor, "B 1"]:
+    """A per-sequence advantage as [B,1]; a per-unit one is refused with the name of the objective to use."""
+    if advantage.ndim != 1:
+        raise ValueError(
+            f"this objective has one ratio per sequence and takes one advantage per sequence [B], "
+            f"got {tuple(advantage.shape)}; for an advantage per token use {otherwise}"
+        )
+    return advantage[:, None].to(like.dtype)

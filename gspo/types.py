@@ -1,0 +1,138 @@
+"""The values that travel along the loop, all frozen, and the shape legend.
+
+    P prompts in a step      G completions per prompt (group size)   B rows (rollouts, or samples) in a batch
+    U units (tokens for a language model)    T tokens    V vocabulary    D model width    K reward functions
+
+A *unit* is the smallest thing the policy chose; for a causal language model it is a completion token, the
+stop token included. Prompt tokens are not units.
+
+`Completion` -> `Rollout` -> `Group` -> `Sample` -> `Step`: what the sampler said, what was scored, what is
+compared, what is trained on, and the tensors of one optimizer step.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+FinishReason = Literal["stop", "length"]
+RewardStatus = Literal["ok", "none", "error", "timeout", "nan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What a sampler returns for one request index.
+
+    `ids` holds every sampled token *including the stop token* (finish_reason "stop"), so that ending is an
+    action like any other. Example, character tokens: prompt "3+4=", ids of "7" and "<eos>", two log-probs,
+    finish_reason "stop".
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Log-probability of each id under the distribution it was really drawn from (temperature, top-p, top-k)."""
+    policy_version: int
+    """Number of optimizer steps behind the weights that sampled."""
+    finish_reason: FinishReason
+    """"stop": ended by an end token; "length": cut by `max_completion_tokens`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One scored attempt at a prompt."""
+
+    group_id: int
+    """Position of the group in the rollout batch."""
+    index: int
+    """Position of this rollout in its group, 0..G-1."""
+    completion: Completion
+    text: str
+    """The decoded completion, special tokens removed: what reward functions read."""
+    rewards: tuple[float, ...] = ()
+    """[K] one score per reward function; NaN where `statuses` is not "ok"."""
+    statuses: tuple[RewardStatus, ...] = ()
+    """[K] what became of each reward call."""
+    reward: float = float("nan")
+    """Weighted sum of `rewards`; NaN when the rollout could not be scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """All attempts at one prompt; the thing rewards are compared in. The prompt is stored once."""
+
+    prompt_id: int
+    """Index of the row in the training data; with (run seed, step, rollout index) it seeds every sample."""
+    prompt_ids: tuple[int, ...]
+    prompt_text: str
+    rollouts: tuple[Rollout, ...]
+    columns: dict[str, Any] = field(default_factory=dict)
+    """The data row's other columns, as the reward functions received them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One rollout flattened for training: token ids and which of them the policy chose.
+
+    Example: prompt ids (5, 11, 6, 13), completion ids (9, 1) where 1 is `<eos>`; both completion ids are units.
+    """
+
+    group_id: int
+    rollout_id: int
+    """Number of the rollout in the rollout batch; rows of one rollout share it."""
+    index: int
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    sampler_logprobs: tuple[float, ...]
+    advantage: float
+    reward: float
+    is_trained: bool
+    """False masks the whole row (unscored, or cut off under the overlong filter); the row still counts as a row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Everything known about one optimizer step's rows before the forward pass. Values outside `mask` are 0."""
+
+    mask: Bool[Tensor, "B U"]
+    """True where a unit is trained."""
+    advantage: Float[Tensor, "B"] | Float[Tensor, "B U"]
+    old_logprobs: Float[Tensor, "B U"]
+    """log pi_old: the denominator of the importance ratio."""
+    length: Int[Tensor, "B"]
+    """Trained units of the row (what the papers write |y_i|), or the length a caller declares."""
+    group: Int[Tensor, "B"]
+    rollout: Int[Tensor, "B"]
+    rewards: Float[Tensor, "B"] | None = None
+    reference_logprobs: Float[Tensor, "B U"] | None = None
+    sampler_logprobs: Float[Tensor, "B U"] | None = None
+    payload: Any = None
+    """What only one policy opens (token ids, images, mask seeds). Indexed by a list of rows, like the tensors."""
+
+    def rows(self, rows: list[int]) -> "Step":
+        """The same step restricted to some rows (a micro-batch)."""
+        index = torch.tensor(rows, dtype=torch.long, device=self.mask.device)
+        pick = lambda x: x[index] if isinstance(x, Tensor) else x if x is None else x[rows]  # noqa: E731
+        return Step(**{name: pick(value) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What the policy under training says now about the rows of a step; gradient flows through it."""
+
+    logprobs: Float[Tensor, "B U"]
+    entropy: Float[Tensor, "B U"] | None = None
+    """Entropy of the next-token distribution at each unit, in nats; present when a term asks for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Why each unit counts as it does: read by metrics, the ledger and the report. Detached."""
+
+    log_ratio: Float[Tensor, "B U"]
+    """The log importance ratio the objective used (a sequence ratio is repeated over its units)."""
+    bound: Int[Tensor, "B U"]
+    """-1 where the lower clip bound took the gradient away, +1 the upper, 0 where gradient flows."""
+    level: Literal["sequence", "token"]
+    """Whether the objective's ratio belongs to the sequence or to the token: the denominator of its clip metrics."""
