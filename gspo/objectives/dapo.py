@@ -32,6 +32,7 @@ class DAPO:
     """Upper clip of the token ratio ("clip higher")."""
 
     needs: ClassVar[tuple[Need, ...]] = ("old",)
+    is_inert_at_zero_advantage: ClassVar[bool] = True
     counts = staticmethod(count)
     weights = staticmethod(unit_mean)  # 1/(sum_i |y_i|) sum_i sum_t
     explain = explain_token_clip

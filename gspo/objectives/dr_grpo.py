@@ -33,6 +33,7 @@ class DrGRPO:
     """Upper clip of the token ratio."""
 
     needs: ClassVar[tuple[Need, ...]] = ("old",)
+    is_inert_at_zero_advantage: ClassVar[bool] = True
     counts = staticmethod(count)
     explain = explain_token_clip
 

@@ -32,6 +32,7 @@ class GRPO:
     """Upper clip of the token ratio."""
 
     needs: ClassVar[tuple[Need, ...]] = ("old",)
+    is_inert_at_zero_advantage: ClassVar[bool] = True
     counts = staticmethod(count)
     weights = staticmethod(row_mean)  # 1/G sum_i 1/|y_i| sum_t
     explain = explain_token_clip

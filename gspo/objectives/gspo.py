@@ -32,6 +32,7 @@ class GSPO:
     """Upper clip of the sequence ratio: no gradient above 1 + clip_high where the advantage is positive."""
 
     needs: ClassVar[tuple[Need, ...]] = ("old",)
+    is_inert_at_zero_advantage: ClassVar[bool] = True
     counts = staticmethod(count)
     weights = staticmethod(row_mean)  # 1/G sum_i, the value of a sequence repeated over its units
 

@@ -37,6 +37,7 @@ class ReferenceKL:
     """"sequence": mean over rollouts of means over units (GRPO's); "token": mean over units of the step."""
 
     needs: ClassVar[tuple[Need, ...]] = ("reference",)
+    is_inert_at_zero_advantage: ClassVar[bool] = False
     counts = staticmethod(count)
 
     def weights(self, step: Step, counts: Counts) -> Float[Tensor, "B U"]:
@@ -62,6 +63,7 @@ class EntropyBonus:
     """"sequence" or "token", as in ReferenceKL."""
 
     needs: ClassVar[tuple[Need, ...]] = ("entropy",)
+    is_inert_at_zero_advantage: ClassVar[bool] = False
     counts = staticmethod(count)
 
     def weights(self, step: Step, counts: Counts) -> Float[Tensor, "B U"]:

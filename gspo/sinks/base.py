@@ -6,7 +6,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What one step has to say. Example: Record(step=12, metrics={"reward": 0.4}, sample="3+4= -> 7 (1.0)")."""
+    """What one step has to say. Example: Record(step=12, metrics={"reward": 0.4}, sample="3+4= -> 7 (1)")."""
 
     step: int
     """1-based number of the rollout batch; 0 is the evaluation before training."""

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
+from rich.columns import Columns
 from rich.console import Console as Terminal
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -123,11 +124,7 @@ class Console:
 
     def _line(self, record: Record) -> str:
         metrics = record.metrics
-        facts = [
-            f"{label} {form(metrics[name])}"
-            for name, label, form in _SCORES + _FACTS
-            if _known(metrics, name)
-        ]
+        facts = [f"{label} {form(metrics[name])}" for name, label, form in _SCORES + _FACTS if _known(metrics, name)]
         left = [f"left {self._steps.left()}"] if self._steps and 0 < record.step < self._total_steps else []
         width = len(str(self._total_steps))
         return "  ".join([f"step {record.step:>{width}}/{self._total_steps}", *facts, *left])
@@ -162,7 +159,7 @@ class Console:
 
 
 def _is_live(terminal: Terminal) -> bool:
-    """Whether the view can be redrawn; bars and curves are characters that only a UTF-8 terminal can print."""
+    """Whether the view can be redrawn; bars and curves need characters that only UTF-8 terminals print."""
     return terminal.is_terminal and not terminal.is_dumb_terminal and terminal.encoding.startswith("utf")
 
 
@@ -204,13 +201,9 @@ def _side_by_side(curves: Sequence[Curve], width: int) -> RenderableType:
     return table
 
 
-def _fact_line(facts: Sequence[tuple[str, str]]) -> Text:
-    line = Text()
-    for label, value in facts:
-        # A no-break space keeps a label and its value together when a narrow terminal wraps the line.
-        line.append(label.replace(" ", "\u00a0") + "\u00a0", style="dim")
-        line.append(value.replace(" ", "\u00a0"), style="bold").append("   ")
-    return line
+def _fact_line(facts: Sequence[tuple[str, str]]) -> Columns:
+    cells = [Text.assemble((f"{label} ", "dim"), (value, "bold"), no_wrap=True) for label, value in facts]
+    return Columns(cells, padding=(0, 3))
 
 
 _ROWS = (

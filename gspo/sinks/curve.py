@@ -44,9 +44,7 @@ class Curve:
             return
         yield Text(f"{self.label} {finite[-1]:.3f}", no_wrap=True, overflow="ellipsis")
         wide = self.columns_per_value
-        shown = [
-            value for value in resample(finite, max(options.max_width - 8, 4) // wide) for _ in range(wide)
-        ]
+        shown = [value for value in resample(finite, max(options.max_width - 8, 4) // wide) for _ in range(wide)]
         gutter = [f"{max(shown):6.3g}", *[" " * 6] * (self.height - 2), f"{min(shown):6.3g}"]
         for label, row in zip(gutter, block_rows(shown, self.height), strict=True):
             line = Text(f"{label} ", style="dim", no_wrap=True, overflow="crop")

@@ -6,7 +6,7 @@ from gspo.sinks.base import Record
 
 
 class TensorBoardSink:
-    """Writes every metric as a scalar under its own name, the sampled completion as text. Local files only."""
+    """Every metric as a scalar under its own name, the sampled completion as text. Local files only."""
 
     def __init__(self, folder: Path | str):
         try:

@@ -1,0 +1,8 @@
+"""Collectors decide which groups become a training batch: the only region that may run beside training."""
+
+from gspo.collectors.base import Collected, Collector
+from gspo.collectors.direct import Direct
+from gspo.collectors.refill import Refill
+from gspo.collectors.source import GroupSource
+
+__all__ = ["Collected", "Collector", "Direct", "GroupSource", "Refill"]

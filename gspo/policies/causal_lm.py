@@ -1,0 +1,153 @@
+"""A causal language model as a policy: padded rows, micro-batches by token budget, chunked likelihoods."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gspo.functional import explain, total_loss
+from gspo.objectives.base import UnitObjective
+from gspo.policies.base import StepResult
+from gspo.policies.likelihood import token_logprobs
+from gspo.policies.master import AdamW, MasterWeights
+from gspo.policies.network import Network
+from gspo.sampling import Sampling
+from gspo.types import Explanation, Scores, Step
+
+
+@dataclass(frozen=True)
+class TokenPayload:
+    """Prompt and completion ids of each row: what this policy and its sampler open."""
+
+    prompt: tuple[tuple[int, ...], ...]
+    completion: tuple[tuple[int, ...], ...]
+
+    def __getitem__(self, rows: list[int]) -> "TokenPayload":
+        return TokenPayload(tuple(self.prompt[i] for i in rows), tuple(self.completion[i] for i in rows))
+
+    def lengths(self) -> list[int]:
+        return [len(p) + len(c) for p, c in zip(self.prompt, self.completion, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenScorer:
+    """Scores completions under a network. `scoring` is the distribution that completions are drawn from.
+
+    With `without_adapters` a peft network scores with its adapters switched off: the reference of a LoRA run.
+    """
+
+    network: Network
+    scoring: Sampling
+    micro_batch_tokens: int
+    pad_id: int = 0
+    without_adapters: bool = False
+
+    @torch.no_grad()
+    def logprobs(self, step: Step) -> Scores:
+        """Log-probs and entropies [B,U] of the step's units, without gradient; 0 outside the mask.
+
+        Rows are cut into the same micro-batches as in `CausalLM.forward_backward`, so that at equal weights the two
+        agree to the bit.
+        """
+        batches = self.micro_batches(step)
+        with self.network.model.disable_adapter() if self.without_adapters else nullcontext():
+            parts = [self.score(step.rows(rows), "value") for rows in batches]
+        back = _inverse(batches, step.mask.device)
+        entropy = torch.cat([_entropy(part) for part in parts])[back]
+        return Scores(logprobs=torch.cat([part.logprobs for part in parts])[back], entropy=entropy)
+
+    def score(self, part: Step, entropy: str) -> Scores:
+        payload: TokenPayload = part.payload
+        width = max(payload.lengths()) - 1  # the last token is predicted, never read
+        ids = np.full((len(payload.prompt), width), self.pad_id, dtype=np.int64)
+        for row, (prompt, completion) in enumerate(zip(payload.prompt, payload.completion, strict=True)):
+            tokens = (prompt + completion)[:width]
+            ids[row, : len(tokens)] = tokens
+        device = self.network.device
+        # Unit u of a row is its completion token u, predicted by the hidden state just before it.
+        row, unit = part.mask.nonzero(as_tuple=True)
+        prompt_length = torch.tensor([len(p) for p in payload.prompt], device=device)
+        chosen = torch.tensor([payload.completion[r][u] for r, u in zip(row.tolist(), unit.tolist(), strict=True)])
+        hidden = self.network.hidden(torch.from_numpy(ids).to(device))[row, prompt_length[row] + unit - 1]
+        logprobs, entropies = token_logprobs(
+            self.network.head,
+            hidden,
+            chosen.to(device),
+            self.scoring,
+            entropy,
+            vocabulary=self.network.vocabulary,
+        )
+        blank = torch.zeros(part.mask.shape, dtype=logprobs.dtype, device=device)
+        return Scores(
+            logprobs=blank.index_put((row, unit), logprobs), entropy=blank.index_put((row, unit), entropies)
+        )
+
+    def micro_batches(self, step: Step) -> list[list[int]]:
+        """Rows by falling length, cut so that rows x padded width stays in the budget (one row alone may exceed it)."""
+        lengths = step.payload.lengths()
+        batches: list[list[int]] = []
+        for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+            if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > self.micro_batch_tokens:
+                batches.append([])
+            batches[-1].append(row)
+        return batches
+
+
+class CausalLM:
+    """Trains a `Network` with AdamW."""
+
+    def __init__(self, scorer: TokenScorer, optimizer: AdamW) -> None:
+        self.scorer = scorer
+        self.network = scorer.network
+        self.weights = MasterWeights(self.network.named_trainable(), optimizer)
+
+    def logprobs(self, step: Step) -> Scores:
+        """See `TokenScorer.logprobs`."""
+        return self.scorer.logprobs(step)
+
+    def forward_backward(self, step: Step, weight: Sequence[Tensor], terms: Sequence[UnitObjective]) -> StepResult:
+        """Add the gradient of the step's loss; micro-batches add up because `weight` was made on the whole step.
+
+        Only the given rows go through the network: a caller may leave out rows whose gradient is known to be 0.
+        """
+        entropy = "gradient" if any("entropy" in term.needs for term in terms) else "value"
+        batches = self.scorer.micro_batches(step)
+        losses, scored, gradients, why = [], [], [], []
+        for rows in batches:
+            part = step.rows(rows)
+            scores = self.scorer.score(part, entropy)
+            loss = total_loss(terms, [w[rows] for w in weight], scores, part)
+            scores.logprobs.retain_grad()
+            loss.backward()
+            losses.append(loss.item())
+            scored.append((scores.logprobs.detach(), _entropy(scores).detach()))
+            gradients.append(scores.logprobs.grad)
+            why.append(explain(terms, scores, part))
+        back = _inverse(batches, step.mask.device)
+        merge = lambda parts: torch.cat(list(parts))[back].cpu()  # noqa: E731
+        return StepResult(
+            loss=sum(losses),
+            logprobs=merge(logprobs for logprobs, _ in scored),
+            entropy=merge(entropy for _, entropy in scored),
+            unit_gradient=merge(gradients),
+            explanation=Explanation(
+                log_ratio=merge(e.log_ratio for e in why), bound=merge(e.bound for e in why), level=why[0].level
+            ),
+        )
+
+    def optim_step(self, lr: float) -> float:
+        """One AdamW update; returns the gradient norm of the whole step before clipping."""
+        return self.weights.step(lr)
+
+
+def _inverse(batches: list[list[int]], device: torch.device) -> Tensor:
+    """Positions that put the concatenated micro-batches back into the order of the step."""
+    return torch.tensor([row for rows in batches for row in rows], device=device).argsort()
+
+
+def _entropy(scores: Scores) -> Tensor:
+    assert scores.entropy is not None
+    return scores.entropy

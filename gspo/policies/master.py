@@ -1,0 +1,126 @@
+"""AdamW on float32 master weights, whatever dtype the network computes in.
+
+For a float32 or float64 network the masters are the parameters themselves. For bf16 and fp16 every parameter has a
+float32 copy; each micro-batch's gradient is added to the copy's float32 gradient as soon as it is ready and freed, so
+accumulation never happens in half precision.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """Optimizer settings; the learning rate's course over the run is `Schedule`."""
+
+    lr: float = 1e-6
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, on matrices only (norms and biases are left alone)."""
+    max_grad_norm: float = 1.0
+    """Gradient norm above which the whole step's gradient is scaled down; 0 switches clipping off."""
+
+
+class MasterWeights:
+    """Parameters, their float32 masters, and the AdamW state over them."""
+
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], settings: AdamW) -> None:
+        self.settings = settings
+        self.params = dict(named)
+        if not self.params:
+            raise ValueError("the policy has no trainable parameter")
+        self.masters: dict[str, Tensor] = {}
+        for name, param in self.params.items():
+            if param.dtype in (torch.float32, torch.float64):
+                self.masters[name] = param
+                continue
+            master = param.detach().float().clone().requires_grad_(True)
+            master.grad = torch.zeros_like(master)
+            self.masters[name] = master
+            param.register_post_accumulate_grad_hook(lambda p, m=master: _move_gradient(p, m))
+        decayed = [m for m in self.masters.values() if m.ndim >= 2]
+        others = [m for m in self.masters.values() if m.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            fused=True,
+        )
+
+    def step(self, lr: float) -> float:
+        """Clip, update, clear. Returns the gradient norm of the whole step before clipping."""
+        grads = [m.grad for m in self.masters.values() if m.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        value = norm.item()
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"the gradient norm is {value}")
+        if self.settings.max_grad_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(list(self.masters.values()), self.settings.max_grad_norm, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.clear()
+        self.publish()
+        return value
+
+    def clear(self) -> None:
+        for name, master in self.masters.items():
+            if master is self.params[name]:
+                master.grad = None
+            else:
+                master.grad.zero_()
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the masters into the parameters that compute."""
+        for name, master in self.masters.items():
+            if master is not self.params[name]:
+                self.params[name].copy_(master)
+
+    @torch.no_grad()
+    def adopt(self) -> None:
+        """Take the parameters as they are now for masters, after something else trained them."""
+        for name, master in self.masters.items():
+            if master is not self.params[name]:
+                master.copy_(self.params[name])
+
+    def state(self) -> dict[str, Tensor]:
+        """Flat tensors: `master.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`."""
+        flat: dict[str, Tensor] = {}
+        for name, master in self.masters.items():
+            flat[f"master.{name}"] = master.detach()
+            for key, value in self.optimizer.state.get(master, {}).items():
+                flat[f"{key}.{name}"] = value
+        return flat
+
+    @torch.no_grad()
+    def load(self, flat: dict[str, Tensor]) -> None:
+        """The inverse of `state`; a missing or misshapen tensor is an error that names it."""
+        for name, master in self.masters.items():
+            if f"master.{name}" not in flat or flat[f"master.{name}"].shape != master.shape:
+                raise ValueError(f"the checkpoint does not fit the model: parameter {name} is missing or misshapen")
+            master.copy_(flat[f"master.{name}"])
+            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in flat]
+            if keys:
+                self.optimizer.state[master] = {
+                    key: flat[f"{key}.{name}"].clone().to(master.device if key != "step" else "cpu") for key in keys
+                }
+        self.publish()
+
+
+@torch.no_grad()
+def _move_gradient(param: nn.Parameter, master: Tensor) -> None:
+    assert param.grad is not None and master.grad is not None
+    master.grad.add_(param.grad)
+    param.grad = None

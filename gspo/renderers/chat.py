@@ -1,0 +1,92 @@
+"""Turns prompts into token ids and sampled ids into text, with any transformers tokenizer."""
+
+from typing import Any, Literal
+
+from transformers import GenerationConfig
+
+Messages = list[dict[str, Any]]
+Prompt = str | Messages
+
+
+class Renderer:
+    """A text prompt goes to the model as it is; a list of messages goes through the chat template.
+
+    chat="always" makes a user message of a text prompt; "never" refuses message lists.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        generation: GenerationConfig | None = None,
+        system_prompt: str = "",
+        chat: Literal["auto", "always", "never"] = "auto",
+        stop: tuple[str, ...] = (),
+        strip_thinking: bool = False,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.system_prompt = system_prompt
+        self.chat = chat
+        self.strip_thinking = strip_thinking
+        self.stop_ids = _stop_ids(tokenizer, generation, stop)
+        self.end_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else self.stop_ids[0]
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_ids[0]
+
+    def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids that the completion follows. An empty prompt is refused."""
+        if isinstance(prompt, str) and self.chat != "always" and not self.system_prompt:
+            ids = self.tokenizer(prompt)["input_ids"]
+            # Some tokenizers end every text with the end token; a prompt must stay open.
+            ids = ids[:-1] if ids and ids[-1] in self.stop_ids else ids
+        else:
+            ids = self.tokenizer.apply_chat_template(
+                self.messages(prompt), add_generation_prompt=True, tokenize=True, return_dict=True
+            )["input_ids"]
+        if not ids:
+            raise ValueError(f"the prompt {prompt!r} has no tokens under this tokenizer")
+        return tuple(ids)
+
+    def messages(self, prompt: Prompt) -> Messages:
+        """The conversation that the chat template renders, the system prompt first."""
+        if not isinstance(prompt, str) and self.chat == "never":
+            raise ValueError('the data has chat messages but chat = "never"; set chat = "auto"')
+        if self.tokenizer.chat_template is None:
+            raise ValueError(
+                "the prompt is a conversation (or has a system prompt) but this model's tokenizer has no chat template; "
+                "use text prompts, or a chat model"
+            )
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        has_system = bool(turns) and turns[0].get("role") == "system"
+        if self.system_prompt and not has_system:
+            turns.insert(0, {"role": "system", "content": self.system_prompt})
+        return turns
+
+    def prompt_text(self, ids: tuple[int, ...]) -> str:
+        """The prompt as the model saw it, special tokens included."""
+        return self.tokenizer.decode(list(ids))
+
+    def text(self, ids: tuple[int, ...]) -> str:
+        """The completion as text, without special tokens."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def answer(self, text: str) -> str:
+        """What rewards read: the text, or what follows its last </think>."""
+        return text.rpartition("</think>")[2].lstrip() if self.strip_thinking else text
+
+    def pieces(self, ids: tuple[int, ...]) -> list[str]:
+        """One readable piece per token, for reports."""
+        return [self.tokenizer.decode([i]) for i in ids]
+
+
+def _stop_ids(tokenizer: Any, generation: GenerationConfig | None, stop: tuple[str, ...]) -> tuple[int, ...]:
+    found: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    configured = None if generation is None else generation.eos_token_id
+    found += configured if isinstance(configured, list) else [] if configured is None else [configured]
+    for text in stop:
+        ids = tokenizer.convert_tokens_to_ids([text])
+        if ids[0] is None or ids[0] == tokenizer.unk_token_id:
+            raise ValueError(f"stop token {text!r} is not one token of this tokenizer")
+        found.append(ids[0])
+    if not found:
+        raise ValueError('the tokenizer has no end token; name one with stop = ["<token>"]')
+    return tuple(sorted(set(found)))

@@ -1,0 +1,172 @@
+"""The run folder: where everything of a run lies, and the Parquet files of rollouts and updates."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gspo.renderers import Renderer
+from gspo.train.update import Update
+from gspo.types import Group
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run."""
+
+    path: Path
+
+    config = property(lambda self: self.path / "config.toml")
+    metrics = property(lambda self: self.path / "metrics.jsonl")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    rollouts = property(lambda self: self.path / "rollouts")
+    ledger = property(lambda self: self.path / "ledger")
+    initial = property(lambda self: self.path / "initial")
+    model = property(lambda self: self.path / "model")
+    best = property(lambda self: self.path / "best")
+    summary = property(lambda self: self.path / "summary.json")
+    report = property(lambda self: self.path / "report.html")
+    tensorboard = property(lambda self: self.path / "tensorboard")
+
+    def prune(self, keep: int) -> None:
+        """Drop all but the newest `keep` rollout and ledger files; 0 keeps all."""
+        if keep:
+            for folder in (self.rollouts, self.ledger):
+                for old in sorted(folder.glob("step_*.parquet"))[:-keep]:
+                    old.unlink()
+
+    def drop_after(self, step: int) -> None:
+        """Remove rollout and ledger files of steps that a resumed run will make again."""
+        for folder in (self.rollouts, self.ledger):
+            for file in folder.glob("step_*.parquet"):
+                if int(file.stem.removeprefix("step_")) > step:
+                    file.unlink()
+
+
+def write_rollouts(
+    folder: RunFolder,
+    step: int,
+    groups: Sequence[Group],
+    names: Sequence[str],
+    updates: Sequence[Update],
+    advantage: Sequence[float],
+    renderer: Renderer,
+) -> None:
+    """One row per completion. `logprobs` are the policy's at the update that trained the row; rows that skipped the
+    network keep their old ones."""
+    trained = _logprobs_by_rollout(updates)
+    rows: list[dict[str, Any]] = []
+    for group in groups:
+        for rollout in group.rollouts:
+            number = len(rows)
+            completion = rollout.completion
+            old, now = trained.get(number, (completion.logprobs, completion.logprobs))
+            answer = group.columns.get("answer")
+            rows.append(
+                {
+                    "step": step,
+                    "prompt_id": group.prompt_id,
+                    "group": rollout.group_id,
+                    "index": rollout.index,
+                    "prompt": group.prompt_text,
+                    "completion": rollout.text,
+                    "prompt_ids": list(group.prompt_ids),
+                    "completion_ids": list(completion.ids),
+                    "tokens": renderer.pieces(completion.ids),
+                    "sampler_logprobs": list(completion.logprobs),
+                    "old_logprobs": list(old),
+                    "logprobs": list(now),
+                    "reward": rollout.reward,
+                    **{f"reward/{name}": value for name, value in zip(names, rollout.rewards, strict=True)},
+                    "advantage": float(advantage[number]),
+                    "finish_reason": completion.finish_reason,
+                    "policy_version": completion.policy_version,
+                    "answer": None if answer is None else str(answer),
+                }
+            )
+    _write(folder.rollouts, step, rows)
+
+
+def _logprobs_by_rollout(updates: Sequence[Update]) -> dict[int, tuple[list[float], list[float]]]:
+    """rollout number -> (old, current) log-probs of its units, at the last update that trained it."""
+    found: dict[int, tuple[list[float], list[float]]] = {}
+    for update in updates:
+        if update.result is None:
+            continue
+        old = update.batch.step.old_logprobs.cpu()
+        for position, row in enumerate(update.rows):
+            sample = update.batch.samples[row]
+            length = len(sample.completion_ids)
+            now = update.result.logprobs[position, :length]
+            found[sample.rollout_id] = (old[row, :length].tolist(), now.tolist())
+    return found
+
+
+def write_ledger(folder: RunFolder, step: int, updates: Sequence[Update]) -> None:
+    """One row per sequence per update: what its ratio was, which bound it hit, how hard it pulled."""
+    rows: list[dict[str, Any]] = []
+    for index, update in enumerate(updates):
+        pull = np.zeros(len(update.batch.samples))
+        facts: dict[int, dict[str, Any]] = {}
+        if update.result is not None:
+            pull[update.rows] = update.result.unit_gradient.abs().sum(dim=1).numpy()
+            facts = _row_facts(update)
+        total = max(pull.sum(), 1e-30)
+        for row, sample in enumerate(update.batch.samples):
+            rows.append(
+                {
+                    "step": step,
+                    "update": index,
+                    "group": sample.group_id,
+                    "index": sample.index,
+                    "length": len(sample.completion_ids),
+                    "advantage": sample.advantage,
+                    "gradient_share": float(pull[row] / total),
+                    **facts.get(
+                        row, {"log_ratio": None, "bound": "none", "clipped_low": 0, "clipped_high": 0, "skipped": True}
+                    ),
+                }
+            )
+    _write(folder.ledger, step, rows)
+
+
+def _row_facts(update: Update) -> dict[int, dict[str, Any]]:
+    assert update.result is not None
+    step = update.batch.step.rows(update.rows)
+    mask, why = step.mask.cpu(), update.result.explanation
+    gap = (update.result.logprobs - step.old_logprobs.cpu()).masked_fill(~mask, 0.0).double()
+    mean = gap.sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    low = ((why.bound < 0) & mask).sum(dim=1).tolist()
+    high = ((why.bound > 0) & mask).sum(dim=1).tolist()
+    is_sequence = why.level == "sequence"
+    facts = {}
+    for i, row in enumerate(update.rows):
+        bound = "none" if not is_sequence else "low" if low[i] else "high" if high[i] else "none"
+        facts[row] = {
+            "log_ratio": mean[i].item(),
+            "bound": bound,
+            "clipped_low": low[i],
+            "clipped_high": high[i],
+            "skipped": False,
+        }
+    return facts
+
+
+def _write(folder: Path, step: int, rows: list[dict[str, Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step_{step:06d}.parquet"
+    partial = target.with_suffix(".partial")
+    pq.write_table(pa.Table.from_pylist(rows), partial)
+    partial.replace(target)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1, default=float))
+    partial.replace(path)

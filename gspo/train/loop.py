@@ -1,0 +1,200 @@
+"""The loop: collect, weigh, update, record, save. Read it from top to bottom."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from gspo.collectors.base import Collected
+from gspo.policies.causal_lm import TokenScorer
+from gspo.sinks import Record, Sink
+from gspo.train.batch import MiniBatch, advantage_input, assemble, flatten, mini_batches
+from gspo.train.evaluate import EvaluationResult, evaluate
+from gspo.train.folder import RunFolder, write_ledger, write_rollouts
+from gspo.train.metrics import Metrics, rollout_metrics, update_metrics
+from gspo.train.parts import Parts, export_model
+from gspo.train.schedule import learning_rate
+from gspo.train.state import TrainState, save
+from gspo.train.update import (
+    Mismatch,
+    Update,
+    first_forward,
+    is_sampler_sound,
+    measure_mismatch,
+    prepare,
+    run_updates,
+)
+
+
+def train_steps(
+    parts: Parts,
+    state: TrainState,
+    reference: TokenScorer | None,
+    folder: RunFolder,
+    sinks: Sequence[Sink],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainState:
+    """Rollout batches from `state.step` to `config.steps`; ends early, saved, when `should_stop()`."""
+    config = parts.config
+    started = time.perf_counter() - state.seconds
+    while state.step < config.steps and not should_stop():
+        step_started = time.perf_counter()
+        clock = Clock()
+
+        parts.sampler.sync_weights(parts.policy, state.version)
+        collected = parts.collector.collect(state.cursor, state.step)
+        advantage, advantage_state = config.advantage(advantage_input(collected.groups), state.advantage)
+        samples = flatten(collected.groups, advantage, config.collector.drop_truncated)
+
+        batches = [
+            MiniBatch(samples=rows, step=assemble(rows, parts.policy.network.device))
+            for rows in mini_batches(samples, config.updates_per_step, config.seed, state.step)
+        ]
+        with clock.time("old_logprobs"):
+            choice, mismatch = settle_old_logprobs(parts, state, batches[0])
+            batches = prepare(batches, parts.policy, reference, rescore_old=choice == "policy")
+        with clock.time("update"):
+            updates = run_updates(
+                parts.policy, batches, parts.terms, config.epochs, lambda i: _lr(parts, state.version + i)
+            )
+        choice, mismatch = watch_old_logprobs(parts, choice, mismatch, updates)
+
+        state = replace(
+            state,
+            step=state.step + 1,
+            version=state.version + len(updates),
+            cursor=collected.cursor,
+            num_tokens=state.num_tokens + _tokens(collected),
+            old_logprobs=choice,
+            advantage=advantage_state,
+        )
+        metrics = {
+            **rollout_metrics(collected, parts.rewards.names, advantage),
+            **update_metrics(updates),
+            **_mismatch_metrics(mismatch),
+            "num_tokens": float(state.num_tokens),
+        }
+        with clock.time("save"):
+            if (state.step - 1) % config.checkpoints.save_rollouts_every == 0:
+                write_rollouts(
+                    folder, state.step, collected.groups, parts.rewards.names, updates, advantage, parts.renderer
+                )
+                write_ledger(folder, state.step, updates)
+                folder.prune(config.checkpoints.keep_rollouts)
+        is_last = state.step == config.steps
+        if is_last or (config.evaluation.every and state.step % config.evaluation.every == 0):
+            with clock.time("evaluate"):
+                results = evaluate_policy(parts)
+                metrics |= evaluation_metrics(results)
+                state = keep_best(parts, state, results, folder)
+        state = replace(state, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - step_started
+        metrics |= {"step_time": seconds, "tokens_per_second": _tokens(collected) / seconds}
+        metrics |= {f"time/{name}": value for name, value in {**collected.seconds, **clock.seconds}.items()}
+        # Records first: a run killed right after its checkpoint must not miss the step's line.
+        for sink in sinks:
+            sink.write(Record(step=state.step, metrics=metrics, sample=_sample_line(collected)))
+        if is_last or should_stop() or state.step % config.checkpoints.every == 0:
+            save(folder.checkpoints, state, parts.policy.weights.state(), config.checkpoints.keep)
+    return state
+
+
+def settle_old_logprobs(parts: Parts, state: TrainState, batch: MiniBatch) -> tuple[str, Mismatch | None]:
+    """Whose log-probs divide the ratio. "auto" measures once, on the first mini-batch of the run, then decides."""
+    choice = state.old_logprobs or (parts.config.old_logprobs if parts.config.old_logprobs != "auto" else "")
+    if choice == "sampler":
+        return choice, None
+    mismatch = measure_mismatch(parts.terms, batch.step, parts.policy.logprobs(batch.step).logprobs)
+    if not choice:
+        choice = "sampler" if is_sampler_sound(mismatch, parts.terms) else "policy"
+    return choice, mismatch
+
+
+def watch_old_logprobs(
+    parts: Parts, choice: str, mismatch: Mismatch | None, updates: Sequence[Update]
+) -> tuple[str, Mismatch | None]:
+    """With the sampler's log-probs the first update measures the mismatch for free; "auto" leaves them when too wide."""
+    if choice == "policy":
+        return choice, mismatch
+    mismatch = first_forward(updates, parts.terms) or mismatch
+    if parts.config.old_logprobs == "auto" and mismatch and not is_sampler_sound(mismatch, parts.terms):
+        return "policy", mismatch
+    return choice, mismatch
+
+
+def evaluate_policy(parts: Parts) -> dict[str, EvaluationResult]:
+    """Held-out results by prefix: "" at `evaluation.temperature`, and "greedy_" when asked for."""
+    settings = parts.config.evaluation
+    rows = [parts.dataset.held_out[i] for i in range(min(settings.prompts, len(parts.dataset.held_out)))]
+    if not rows:
+        return {}
+    temperatures = {"": settings.temperature}
+    if settings.greedy and settings.temperature != 0:
+        temperatures["greedy_"] = 0.0
+    return {
+        prefix: evaluate(parts.evaluation_source(temperature), rows, parts.dataset.is_correct)
+        for prefix, temperature in temperatures.items()
+    }
+
+
+def evaluation_metrics(results: dict[str, EvaluationResult]) -> Metrics:
+    return {
+        f"eval/{prefix}{name}": value for prefix, result in results.items() for name, value in result.facts().items()
+    }
+
+
+def score_of(results: dict[str, EvaluationResult]) -> float:
+    """What "best" means: held-out accuracy, or reward where there is no answer to compare with."""
+    result = results[""]
+    return result.reward if result.accuracy is None else result.accuracy
+
+
+def keep_best(
+    parts: Parts, state: TrainState, results: dict[str, EvaluationResult], folder: RunFolder
+) -> TrainState:
+    """Export the model under `best/` when its held-out score is the highest so far."""
+    if not results or not score_of(results) > state.best:
+        return state
+    export_model(parts, folder.best)
+    return replace(state, best=score_of(results))
+
+
+class Clock:
+    """Seconds by phase of one step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, name: str) -> Any:
+        started = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def _lr(parts: Parts, update: int) -> float:
+    config = parts.config
+    per_step = config.updates_per_step * config.epochs
+    return learning_rate(config.schedule, config.optimizer.lr, update, per_step, config.steps)
+
+
+def _mismatch_metrics(mismatch: Mismatch | None) -> Metrics:
+    if mismatch is None:
+        return {}
+    return {"mismatch/mean": mismatch.mean, "mismatch/max": mismatch.max, "mismatch/seq_std": mismatch.ratio_std}
+
+
+def _tokens(collected: Collected) -> int:
+    return sum(len(g.prompt_ids) + len(r.completion.ids) for g in collected.groups for r in g.rollouts)
+
+
+def _sample_line(collected: Collected) -> str:
+    group = collected.groups[0]
+    rollout = group.rollouts[0]
+    prompt, text = (" ".join(t.split()) for t in (group.prompt_text, rollout.text))
+    return f"{prompt[-80:]} -> {text[:120]} (reward {rollout.reward:.3g})"

@@ -1,0 +1,119 @@
+"""The numbers of one step, from its groups and updates. docs/metrics.md has every formula; nothing reads them back."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from gspo.collectors.base import Collected
+from gspo.collectors.refill import has_spread
+from gspo.train.update import Update
+from gspo.types import Group
+
+Metrics = dict[str, float]
+
+
+def rollout_metrics(collected: Collected, names: Sequence[str], advantage: torch.Tensor) -> Metrics:
+    """Rewards, lengths and failures of a rollout batch."""
+    groups = collected.groups
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    total = np.array([r.reward for r in rollouts])
+    scored = total[~np.isnan(total)]
+    lengths = np.array([len(r.completion.ids) for r in rollouts])
+    ended = lengths[[r.completion.finish_reason == "stop" for r in rollouts]]
+    out: Metrics = {
+        "reward": _mean(scored),
+        "reward_std": _mean([_std(group) for group in groups]),
+        "frac_reward_zero_std": _mean([not has_spread(group) for group in groups]),
+        "reward/errors": float(sum(s in ("error", "timeout", "nan") for r in rollouts for s in r.statuses)),
+        "completions/mean_length": _mean(lengths),
+        "completions/min_length": float(lengths.min()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": 1 - len(ended) / len(lengths),
+        "completions/mean_terminated_length": _mean(ended),
+        "advantage/abs_mean": advantage.abs().mean().item(),
+        "collect/prompts_drawn": float(collected.prompts_drawn),
+    }
+    parts = np.array([r.rewards for r in rollouts])
+    for k, name in enumerate(names):
+        column = parts[:, k][~np.isnan(parts[:, k])]
+        out[f"rewards/{name}/mean"] = _mean(column)
+        out[f"rewards/{name}/std"] = float(column.std()) if len(column) else 0.0
+        out[f"rewards/{name}/failed"] = float(sum(r.statuses[k] in ("error", "timeout", "nan") for r in rollouts))
+    return out
+
+
+def update_metrics(updates: Sequence[Update]) -> Metrics:
+    """Clip fractions, ratios, entropy, gradient norm. Sums over the updates divided by sums, never means of means."""
+    done = [u for u in updates if u.result is not None]
+    out: Metrics = {
+        "grad_norm": _mean([u.grad_norm for u in done]),
+        "lr": updates[-1].lr,
+        "loss": _mean([u.result.loss for u in done]),
+        "updates/rows_share": sum(len(u.rows) for u in updates) / sum(len(u.batch.samples) for u in updates),
+    }
+    if not done:
+        return out
+    per_update = [_bounds(u) for u in done]
+    every = np.concatenate(per_update)
+    out["clip_ratio/low_mean"] = _mean(every < 0)
+    out["clip_ratio/high_mean"] = _mean(every > 0)
+    out["clip_ratio/region_mean"] = _mean(every != 0)
+    for index, u in enumerate(updates):
+        if u.result is not None:
+            out[f"clip_ratio/update_{index}"] = _mean(_bounds(u) != 0)
+    masks = [u.batch.step.rows(u.rows).mask.cpu() for u in done]
+    join = lambda name: torch.cat([getattr(u.result, name)[m] for u, m in zip(done, masks, strict=True)])  # noqa: E731
+    bound = torch.cat([u.result.explanation.bound[m] for u, m in zip(done, masks, strict=True)])
+    out["clip/token_share"] = (bound != 0).double().mean().item()
+    out["entropy"] = join("entropy").double().mean().item()
+    old = torch.cat([u.batch.step.rows(u.rows).old_logprobs.cpu()[m] for u, m in zip(done, masks, strict=True)])
+    token = (join("logprobs") - old).double()
+    out["ratio/token/std"] = token.exp().std(correction=0).item()
+    sequence = np.exp(np.concatenate([_sequence_log_ratio(u) for u in done]))
+    out["ratio/seq/mean"] = float(sequence.mean())
+    for share in (1, 50, 99):
+        out[f"ratio/seq/p{share:02d}"] = float(np.quantile(sequence, share / 100))
+    out |= _kl(done, masks)
+    return out
+
+
+def _bounds(u: Update) -> np.ndarray:
+    """Bounds hit: one entry per trained sequence for sequence ratios, one per trained token for token ratios."""
+    assert u.result is not None
+    why, mask = u.result.explanation, u.batch.step.rows(u.rows).mask.cpu()
+    if why.level == "sequence":
+        return why.bound.gather(1, mask.long().argmax(dim=1, keepdim=True))[:, 0].numpy()
+    return why.bound[mask].numpy()
+
+
+def _sequence_log_ratio(u: Update) -> np.ndarray:
+    """[rows] mean log-ratio per sequence, whatever the objective's own level."""
+    assert u.result is not None
+    step = u.batch.step.rows(u.rows)
+    mask = step.mask.cpu()
+    gap = (u.result.logprobs - step.old_logprobs.cpu()).masked_fill(~mask, 0.0).double()
+    return (gap.sum(dim=1) / mask.sum(dim=1).clamp(min=1)).numpy()
+
+
+def _kl(done: Sequence[Update], masks: Sequence[torch.Tensor]) -> Metrics:
+    total, units = 0.0, 0
+    for u, mask in zip(done, masks, strict=True):
+        reference = u.batch.step.rows(u.rows).reference_logprobs
+        if reference is None:
+            return {}
+        gap = (reference.cpu() - u.result.logprobs)[mask].double()
+        total += (torch.expm1(gap) - gap).sum().item()
+        units += int(mask.sum())
+    return {"kl": total / max(units, 1)}
+
+
+def _mean(values: object) -> float:
+    array = np.asarray(values, dtype=np.float64)
+    return float(array.mean()) if array.size else 0.0
+
+
+def _std(group: Group) -> float:
+    scored = [r.reward for r in group.rollouts if not math.isnan(r.reward)]
+    return float(np.std(scored, ddof=1)) if len(scored) > 1 else 0.0

@@ -1,0 +1,171 @@
+"""Builds the parts of a run from its settings: the one place where names become objects."""
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from gspo.collectors import Collector, Direct, GroupSource, Refill
+from gspo.config import RunConfig
+from gspo.data import Dataset, load_dataset
+from gspo.models import Loaded, load_model
+from gspo.objectives.base import UnitObjective
+from gspo.policies.causal_lm import CausalLM, TokenScorer
+from gspo.policies.network import Network
+from gspo.renderers import Renderer
+from gspo.rewards import Rewards
+from gspo.samplers.in_process import InProcess
+from gspo.sampling import Sampling
+
+SMALL = 20e6
+"""Parameters under which one CPU thread is faster, or at least never ruinously slower, than several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Objects passed from Python in place of names in the settings."""
+
+    model: Any = None
+    """A transformers model; with `tokenizer`."""
+    tokenizer: Any = None
+    data: Dataset | None = None
+    rewards: Sequence[Any] = ()
+    """Callables."""
+    objective: UnitObjective | None = None
+    """An objective that is not among the built-in ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a run is made of; none of it changes but the weights inside `policy`."""
+
+    config: RunConfig
+    loaded: Loaded
+    renderer: Renderer
+    dataset: Dataset
+    rewards: Rewards
+    policy: CausalLM
+    sampler: InProcess
+    source: GroupSource
+    collector: Collector
+    terms: tuple[UnitObjective, ...]
+
+    @property
+    def needs_reference(self) -> bool:
+        return any("reference" in term.needs for term in self.terms)
+
+    def evaluation_source(self, temperature: float) -> GroupSource:
+        """Held-out sampling: `samples` attempts, one when greedy."""
+        settings = self.config.evaluation
+        limit = settings.max_completion_tokens or self.config.sampling.max_completion_tokens
+        sampling = (
+            Sampling(temperature=0.0, max_completion_tokens=limit)
+            if temperature == 0
+            else Sampling(temperature=temperature, max_completion_tokens=limit)
+        )
+        samples = 1 if temperature == 0 else settings.samples
+        return replace(self.source, sampling=sampling, group_size=samples, failure_limit=1.0)
+
+
+def choose_threads(config: RunConfig, parameters: int) -> int:
+    """Threads of a run: the setting, or one for small models and every core for larger ones."""
+    if config.threads:
+        return config.threads
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return 1 if parameters < SMALL else cores
+
+
+def build(config: RunConfig, given: Given = Given(), report: Callable[[str], None] = print) -> Parts:
+    """Load model, data and rewards, and put the loop's parts together."""
+    rewards_from = tuple(given.rewards) or config.rewards
+    dataset = given.data or load_dataset(config.data, config.seed)
+    loaded = (
+        Loaded(given.model.eval(), given.tokenizer, type(given.model).__name__)
+        if given.model is not None
+        else load_model(
+            config.model,
+            dtype=config.dtype,
+            device=config.device,
+            lora=config.lora,
+            tiny=config.tiny,
+            seed=config.seed,
+            report=report,
+        )
+    )
+    renderer = Renderer(
+        loaded.tokenizer,
+        generation=loaded.model.generation_config,
+        system_prompt=config.system_prompt,
+        chat=config.chat,
+        stop=config.stop,
+        strip_thinking=config.strip_thinking,
+    )
+    network = Network(loaded.model)
+    scorer = TokenScorer(
+        network=network,
+        scoring=config.sampling,
+        micro_batch_tokens=config.micro_batch_tokens,
+        pad_id=renderer.pad_id,
+    )
+    policy = CausalLM(scorer, config.optimizer)
+    sampler = InProcess(network, renderer.stop_ids, renderer.pad_id, config.sampler_rows)
+    rewards = Rewards(rewards_from or dataset.rewards)
+    source = GroupSource(
+        rows=dataset.train,
+        renderer=renderer,
+        sampler=sampler,
+        rewards=rewards,
+        sampling=config.sampling,
+        group_size=config.group_size,
+        seed=config.seed,
+        failure_limit=config.reward_failure_limit,
+    )
+    collector: Collector = (
+        Refill(source=source, prompts_per_step=config.prompts_per_step, max_rounds=config.collector.max_rounds)
+        if config.collector.refill
+        else Direct(source=source, prompts_per_step=config.prompts_per_step)
+    )
+    return Parts(
+        config=config,
+        loaded=loaded,
+        renderer=renderer,
+        dataset=dataset,
+        rewards=rewards,
+        policy=policy,
+        sampler=sampler,
+        source=source,
+        collector=collector,
+        terms=(given.objective or config.objective, *config.terms),
+    )
+
+
+def frozen_reference(parts: Parts) -> TokenScorer:
+    """The policy as it is now, for the reference log-probs; a LoRA policy is its own with adapters off."""
+    if parts.config.lora.rank:
+        return replace(parts.policy.scorer, without_adapters=True)
+    model = copy.deepcopy(parts.loaded.model).requires_grad_(False)
+    return replace(parts.policy.scorer, network=Network(model))
+
+
+def saved_reference(parts: Parts, folder: Any) -> TokenScorer:
+    """The reference of a run that is being resumed: the weights that it started from."""
+    if parts.config.lora.rank:
+        return replace(parts.policy.scorer, without_adapters=True)
+    loaded = load_model(str(folder), dtype=_dtype_name(parts.policy.network.dtype), device=str(parts.policy.network.device))
+    return replace(parts.policy.scorer, network=Network(loaded.model.requires_grad_(False)))
+
+
+def _dtype_name(dtype: torch.dtype) -> Any:
+    return str(dtype).removeprefix("torch.")
+
+
+def export_model(parts: Parts, folder: Any) -> None:
+    """An ordinary Hugging Face folder; adapters are merged into a copy."""
+    model = parts.loaded.model
+    if parts.config.lora.rank:
+        model = copy.deepcopy(model).merge_and_unload()
+    model.save_pretrained(folder)
+    parts.loaded.tokenizer.save_pretrained(folder)

@@ -1,0 +1,291 @@
+"""Starting, resuming and finishing a run: the loop's surroundings."""
+
+import json
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gspo.config import RunConfig, apply_overrides, read_recipe, to_table, validate, write_toml
+from gspo.models import pick_device
+from gspo.policies.causal_lm import CausalLM, TokenScorer
+from gspo.policies.master import AdamW
+from gspo.report import build_report
+from gspo.sampling import Sampling
+from gspo.sinks import Console, JsonlSink, Record, Sink, TensorBoardSink, TrackioSink, WandbSink, truncate_after
+from gspo.train.evaluate import EvaluationResult, evaluate
+from gspo.train.folder import RunFolder, write_json
+from gspo.train.loop import evaluate_policy, evaluation_metrics, train_steps
+from gspo.train.parts import Given, Parts, build, choose_threads, export_model, frozen_reference, saved_reference
+from gspo.train.state import TrainState, load_newest, save
+from gspo.train.supervised import train_supervised
+
+COLD_START_PROBLEMS = 200
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished (or interrupted) run."""
+
+    folder: Path
+    state: TrainState
+    summary: dict[str, Any]
+    """What summary.json holds."""
+    model: Any
+    """The trained transformers model."""
+    tokenizer: Any
+    is_finished: bool
+
+
+def start(config: RunConfig, given: Given = Given(), console: Console | None = None) -> Run:
+    """A new run, from nothing to its report."""
+    folder = RunFolder(new_folder(config))
+    console = console or Console(config.steps, title=config.name)
+    try:
+        with stop_on_signals(console.message) as should_stop:
+            parts, threads = _build(config, given, console)
+            folder.path.mkdir(parents=True)
+            folder.config.write_text(write_toml(to_table(config)))
+            _say_what(parts, threads, folder, console)
+            started = time.perf_counter()
+            supervised = cold_start(parts, console, should_stop)
+            if supervised or (parts.needs_reference and not config.lora.rank):
+                export_model(parts, folder.initial)
+            reference = frozen_reference(parts) if parts.needs_reference else None
+            before = evaluate_policy(parts)
+            state = TrainState(
+                threads=threads,
+                before={"scores": _scores(before), "examples": _examples(before), "cold_start_steps": supervised},
+                seconds=time.perf_counter() - started,
+            )
+            sinks = _sinks(config, folder, console)
+            for sink in sinks:
+                sink.write(Record(step=0, metrics=evaluation_metrics(before)))
+            save(folder.checkpoints, state, parts.policy.weights.state(), config.checkpoints.keep)
+            return _go(parts, state, reference, folder, sinks, console, should_stop)
+    finally:
+        console.close()
+
+
+def resume(path: Path, overrides: Sequence[tuple[str, Any]] = (), given: Given = Given()) -> Run:
+    """Go on from the newest sound checkpoint of a run; `overrides` may extend it (`--steps`)."""
+    folder = RunFolder(path)
+    if not folder.config.is_file():
+        raise ValueError(f"{path} is not a run folder: it has no config.toml")
+    config = validate(apply_overrides(read_recipe(folder.config), overrides), str(folder.config))
+    console = Console(config.steps, title=config.name)
+    try:
+        with stop_on_signals(console.message) as should_stop:
+            state, tensors = load_newest(folder.checkpoints, console.message)
+            config = replace(config, threads=state.threads)
+            parts, _ = _build(config, given, console)
+            parts.policy.weights.load(tensors)
+            reference = saved_reference(parts, folder.initial) if parts.needs_reference else None
+            folder.config.write_text(write_toml(to_table(config)))
+            truncate_after(folder.metrics, state.step)
+            folder.drop_after(state.step)
+            console.message(f"resuming {path} at step {state.step} of {config.steps}")
+            if state.step >= config.steps:
+                console.message(f"all {config.steps} steps are done; extend the run with --steps {config.steps * 2}")
+            return _go(parts, state, reference, folder, _sinks(config, folder, console), console, should_stop)
+    finally:
+        console.close()
+
+
+def _build(config: RunConfig, given: Given, console: Console) -> tuple[Parts, int]:
+    """Parts, on the run's number of threads."""
+    # One thread while weights are made: they must not depend on the machine.
+    torch.set_num_threads(1)
+    parts = build(config, given, console.message)
+    threads = choose_threads(config, sum(p.numel() for p in parts.loaded.model.parameters()))
+    torch.set_num_threads(threads)
+    return parts, threads
+
+
+def _go(
+    parts: Parts,
+    state: TrainState,
+    reference: TokenScorer | None,
+    folder: RunFolder,
+    sinks: Sequence[Sink],
+    console: Console,
+    should_stop: Callable[[], bool],
+) -> Run:
+    try:
+        state = train_steps(parts, state, reference, folder, sinks, should_stop)
+    except FloatingPointError as error:
+        raise ValueError(
+            f"training diverged after step {state.step}: {error}; the last checkpoint is kept. Lower optimizer.lr, or "
+            f"look at {folder.path} with `gspo report`"
+        ) from error
+    finally:
+        for sink in sinks:
+            sink.close()
+        parts.rewards.close()
+    finished = state.step >= parts.config.steps
+    summary = _summary(parts, state, folder, finished)
+    write_json(folder.summary, summary)
+    if finished:
+        export_model(parts, folder.model)
+    else:
+        console.message(f"stopped and saved at step {state.step}; go on with: gspo resume {folder.path}")
+    build_report(folder.path)
+    return Run(folder.path, state, summary, parts.loaded.model, parts.loaded.tokenizer, finished)
+
+
+def cold_start(parts: Parts, console: Console, should_stop: Callable[[], bool]) -> int:
+    """Supervised steps until `cold_start.stop_at`; 0 when there are none to do."""
+    settings = parts.config.cold_start
+    if not settings.steps:
+        return 0
+    rows = parts.dataset.cold_start or [row for row in parts.dataset.train if "completion" in row]
+    if not rows:
+        raise ValueError("cold_start.steps is set but the data has no completion column to imitate")
+    scorer = replace(parts.policy.scorer, scoring=Sampling())
+    policy = CausalLM(scorer, AdamW(lr=settings.lr, max_grad_norm=1.0))
+    problems = [parts.dataset.held_out[i] for i in range(min(COLD_START_PROBLEMS, len(parts.dataset.held_out)))]
+    console.phase("cold start", settings.steps)
+
+    def is_done(step: int, loss: float) -> bool:
+        facts = {"loss": loss}
+        done = should_stop()
+        if step % settings.check_every == 0:
+            result = evaluate(parts.evaluation_source(0.0), problems, parts.dataset.is_correct)
+            accuracy = result.reward if result.accuracy is None else result.accuracy
+            facts["accuracy"] = accuracy
+            done |= accuracy >= settings.stop_at
+        console.advance(1, **facts)
+        return done
+
+    steps = train_supervised(
+        policy,
+        parts.renderer,
+        rows,
+        steps=settings.steps,
+        batch=settings.batch,
+        lr=settings.lr,
+        warmup_steps=settings.warmup_steps,
+        seed=parts.config.seed,
+        is_done=is_done,
+    )
+    parts.policy.weights.adopt()
+    return steps
+
+
+def new_folder(config: RunConfig) -> Path:
+    """The run's folder: as given (which must not exist), or the first free runs/NAME, runs/NAME-2, ..."""
+    if config.folder:
+        path = Path(config.folder)
+        if path.exists():
+            raise ValueError(f"run folder {path} exists; choose another --folder, or go on with: gspo resume {path}")
+        return path
+    path, number = Path("runs") / config.name, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{config.name}-{number}"
+    return path
+
+
+@contextmanager
+def stop_on_signals(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM ask the loop to save and end after this step; a second one ends at once."""
+    asked: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        say(f"{signal.Signals(number).name}: finishing this step, then saving (again to stop at once)")
+
+    try:
+        previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: the caller owns the signals
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _sinks(config: RunConfig, folder: RunFolder, console: Console) -> list[Sink]:
+    sinks: list[Sink] = [JsonlSink(folder.metrics), console]
+    for tracker in config.trackers:
+        if tracker == "tensorboard":
+            try:
+                sinks.append(TensorBoardSink(folder.tensorboard))
+            except ValueError as error:  # in the defaults, so its absence only costs a line
+                console.message(str(error))
+        elif tracker == "wandb":
+            sinks.append(WandbSink(config.name, config=to_table(config)))
+        else:
+            sinks.append(TrackioSink(config.name, config=to_table(config)))
+    return sinks
+
+
+def _say_what(parts: Parts, threads: int, folder: RunFolder, console: Console) -> None:
+    size = sum(p.numel() for p in parts.loaded.model.parameters())
+    network = parts.policy.network
+    console.message(
+        f"{parts.loaded.source}, {size / 1e6:.1f} M parameters, {_dtype(network.dtype)} on {network.device}, "
+        f"{threads} thread{'s' if threads > 1 else ''}; {parts.dataset.reading}"
+    )
+    console.message(f"run folder: {folder.path}")
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _scores(results: dict[str, EvaluationResult]) -> dict[str, float]:
+    return {name.removeprefix("eval/"): value for name, value in evaluation_metrics(results).items()}
+
+
+def _examples(results: dict[str, EvaluationResult]) -> list[dict[str, Any]]:
+    return list(results[""].examples) if results else []
+
+
+def _summary(parts: Parts, state: TrainState, folder: RunFolder, finished: bool) -> dict[str, Any]:
+    config = parts.config
+    after = evaluate_policy(parts)
+    packages = ("gspo", "torch", "transformers")
+    return {
+        "before": state.before.get("scores", {}),
+        "after": _scores(after),
+        "seconds": state.seconds,
+        "steps": state.step,
+        "finished": finished,
+        "updates": state.version,
+        "tokens": state.num_tokens,
+        "cold_start_steps": state.before.get("cold_start_steps", 0),
+        "objective": to_table(config)["objective"],
+        "model": config.model,
+        "task": parts.dataset.name,
+        "data": parts.dataset.reading,
+        "old_logprobs": state.old_logprobs,
+        "device": _device_name(config.device),
+        "threads": state.threads,
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
+        "examples": {"before": state.before.get("examples", []), "after": _examples(after)},
+        "best": state.best,
+    }
+
+
+def _device_name(device: str) -> str:
+    where = pick_device(device)
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else f"{where.type} ({platform.machine()})"
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a run."""
+    return json.loads((folder / "summary.json").read_text())
+
+

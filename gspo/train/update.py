@@ -1,0 +1,124 @@
+"""One rollout batch becomes optimizer updates: old log-probs chosen, weights counted, gradients taken."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gspo.functional import explain
+from gspo.objectives.base import UnitObjective
+from gspo.policies.base import Policy, StepResult
+from gspo.policies.causal_lm import TokenScorer
+from gspo.train.batch import MiniBatch, with_old_logprobs, with_reference
+from gspo.types import Explanation, Scores, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What one optimizer update did. `rows` are the positions in `batch` that went through the network."""
+
+    batch: MiniBatch
+    rows: list[int]
+    result: StepResult | None
+    """None when no row of the mini-batch had a gradient; then the optimizer did not move either."""
+    grad_norm: float
+    lr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mismatch:
+    """Sampler against policy at equal weights: absolute log-prob difference, and spread of the objective's log-ratio."""
+
+    mean: float
+    max: float
+    ratio_std: float
+
+
+def measure_mismatch(terms: Sequence[UnitObjective], step: Step, logprobs: Tensor) -> Mismatch:
+    """`logprobs` [B,U] come from the policy at the weights that sampled; the step's old ones from the sampler."""
+    why = explain(terms, Scores(logprobs=logprobs), step)
+    mask = step.mask
+    gap = (logprobs - step.old_logprobs)[mask].abs()
+    if gap.numel() == 0:
+        return Mismatch(mean=0.0, max=0.0, ratio_std=0.0)
+    ratio = _per_sequence(why, mask) if why.level == "sequence" else why.log_ratio[mask]
+    # Around 0, not around its own mean: a common shift leaves the clip band too.
+    return Mismatch(
+        mean=gap.double().mean().item(),
+        max=gap.max().item(),
+        ratio_std=ratio.double().square().mean().sqrt().item(),
+    )
+
+
+def _per_sequence(why: Explanation, mask: Tensor) -> Tensor:
+    live = mask.any(dim=1)
+    return why.log_ratio.gather(1, mask.long().argmax(dim=1, keepdim=True))[live, 0]
+
+
+def smallest_bound(terms: Sequence[UnitObjective]) -> float:
+    """The narrower clip bound of the main objective; infinity for one without clip bounds."""
+    fields = vars(terms[0])
+    bounds = [fields[name] for name in ("clip_low", "clip_high") if name in fields]
+    return min(bounds, default=float("inf"))
+
+
+def is_sampler_sound(mismatch: Mismatch, terms: Sequence[UnitObjective]) -> bool:
+    """Whether the sampler's log-probs may be the ratio's denominator: noise under a third of the smaller bound."""
+    return mismatch.ratio_std < smallest_bound(terms) / 3
+
+
+def prepare(
+    batches: Sequence[MiniBatch], policy: Policy, reference: TokenScorer | None, rescore_old: bool
+) -> list[MiniBatch]:
+    """Old and reference log-probs in place, before the first update moves the weights."""
+    ready = []
+    for batch in batches:
+        if rescore_old:
+            batch = with_old_logprobs(batch, policy.logprobs(batch.step).logprobs)
+        if reference is not None:
+            batch = with_reference(batch, reference.logprobs(batch.step).logprobs)
+        ready.append(batch)
+    return ready
+
+
+def live_rows(step: Step, terms: Sequence[UnitObjective]) -> list[int]:
+    """Rows whose gradient is not known to be 0: trained, and of non-zero advantage where that settles it."""
+    live = step.mask.any(dim=1)
+    if all(term.is_inert_at_zero_advantage for term in terms):
+        live = live & (step.advantage != 0)
+    return live.nonzero()[:, 0].tolist()
+
+
+def update(policy: Policy, batch: MiniBatch, terms: Sequence[UnitObjective], lr: float) -> Update:
+    """Weights over the whole mini-batch first, then forward and backward of its live rows, then one step."""
+    step = batch.step
+    weights = [term.weights(step, term.counts(step)) for term in terms]
+    rows = live_rows(step, terms)
+    if not rows:
+        return Update(batch=batch, rows=rows, result=None, grad_norm=0.0, lr=lr)
+    result = policy.forward_backward(step.rows(rows), [weight[rows] for weight in weights], terms)
+    return Update(batch=batch, rows=rows, result=result, grad_norm=policy.optim_step(lr), lr=lr)
+
+
+def run_updates(
+    policy: Policy,
+    batches: Sequence[MiniBatch],
+    terms: Sequence[UnitObjective],
+    epochs: int,
+    lr: Callable[[int], float],
+) -> list[Update]:
+    """`epochs` passes over the mini-batches, one optimizer update each; `lr` by update index in the rollout batch."""
+    passes = [batch for _ in range(epochs) for batch in batches]
+    return [update(policy, batch, terms, lr(i)) for i, batch in enumerate(passes)]
+
+
+def first_forward(updates: Sequence[Update], terms: Sequence[UnitObjective]) -> Mismatch | None:
+    """The mismatch as the first update saw it, at the weights that sampled; None if nothing went forward."""
+    first = updates[0]
+    if first.result is None:
+        return None
+    step = first.batch.step.rows(first.rows)
+    return measure_mismatch(terms, step, first.result.logprobs.to(step.mask.device))
+
+
