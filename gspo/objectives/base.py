@@ -1,6 +1,6 @@
 """What the loop asks of an objective, and the parts that several objectives share as plain functions."""
 
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,6 +14,7 @@ Need = Literal["reference", "entropy", "old"]
 """What a term reads beyond the current log-probs: a frozen reference, the entropy, the old log-probs."""
 
 
+@runtime_checkable
 class UnitObjective(Protocol):
     """A term whose gain is per unit. `-(gain * weight).sum()` is its loss; weights are made on the whole step."""
 
@@ -30,6 +31,7 @@ class UnitObjective(Protocol):
     def explain(self, scores: Scores, step: Step) -> Explanation | None: ...
 
 
+@runtime_checkable
 class TokenClipped(Protocol):
     """An objective that clips the token ratio between two bounds."""
 

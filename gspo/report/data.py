@@ -2,6 +2,7 @@
 
 import json
 import math
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +54,21 @@ class Run:
     unreadable: tuple[str, ...]
     """Files that exist but could not be read, such as one being written."""
 
+    def declared(self, name: str) -> Any:
+        """What the summary says of `name`, or, in an unfinished run, the setting of that name."""
+        return self.summary.get(name) or (parse_settings(self.settings) or {}).get(name)
+
     @property
     def training(self) -> tuple[Line, ...]:
         return tuple(line for line in self.lines if line["step"] > 0)
+
+
+def parse_settings(text: str) -> dict[str, Any] | None:
+    """None when the text is not TOML: a hand-edited file must not cost the report."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return None
 
 
 def read_run(path: Path) -> Run:

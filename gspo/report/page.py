@@ -2,7 +2,6 @@
 
 import json
 import math
-import tomllib
 from collections.abc import Iterable, Mapping
 from html import escape
 from importlib import resources
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gspo.report.charts import safe_json
-from gspo.report.data import Run, column, number, read_run
+from gspo.report.data import Run, column, number, parse_settings, read_run
 from gspo.report.numbers import finite, format_duration, format_number, format_percent
 from gspo.report.panels import panels, thin
 from gspo.report.ratios import ratio_section
@@ -30,7 +29,7 @@ def build_report(run: Path) -> Path:
 
 def render(run: Run) -> str:
     folder = resources.files("gspo.report")
-    title = " · ".join(filter(None, ["gspo", _name(run.summary.get("task")), _name(run.summary.get("model"))]))
+    title = " · ".join(filter(None, ["gspo", _name(run.declared("task")), _name(run.declared("model"))]))
     body = [_headline(run), _curves(run), ratio_section(run), _samples(run), _examples(run), _settings(run)]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -58,9 +57,10 @@ def _headline(run: Run) -> str:
 
 def _scores(run: Run) -> tuple[float, float, str, Any]:
     """Before, after, what they are and how to write them: held-out scores if there are any, else rewards."""
+    when = "before → after training" if run.summary.get("after") else "first → last evaluation"
     for name, what, form in (
-        ("accuracy", "held-out accuracy, before → after training", format_percent),
-        ("reward", "held-out reward, before → after training", format_number),
+        ("accuracy", f"held-out accuracy, {when}", format_percent),
+        ("reward", f"held-out reward, {when}", format_number),
     ):
         logged = finite(column(run.lines, f"eval/{name}"))
         before = number((run.summary.get("before") or {}).get(name))
@@ -81,9 +81,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     logged_time = sum(finite(column(run.training, "step_time"))) or math.nan
     seconds = number(summary.get("seconds"))
     facts = [
-        ("task", _name(summary.get("task"))),
-        ("model", _name(summary.get("model"))),
-        ("objective", _objective(summary.get("objective") or {})),
+        ("task", _name(run.declared("task"))),
+        ("model", _name(run.declared("model"))),
+        ("objective", _objective(run.declared("objective"))),
         ("greedy accuracy", " → ".join(map(format_percent, greedy)) if finite(greedy) else ""),
         ("steps", f"{len(run.training):,}" if run.training else ""),
         ("time", format_duration(seconds if math.isfinite(seconds) else logged_time)),
@@ -93,8 +93,10 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     return [(name, text) for name, text in facts if text not in ("", "–")]
 
 
-def _objective(objective: Mapping[str, Any]) -> str:
+def _objective(objective: Any) -> str:
     """ "gspo, clip_low 0.0003, clip_high 0.0004": the name, then its constants as they are set."""
+    if not isinstance(objective, dict):
+        return _name(objective)
     constants = [f"{k} {_constant(v)}" for k, v in objective.items() if k != "name" and v is not None]
     return ", ".join([_name(objective.get("name")), *constants]).strip(", ")
 
@@ -105,6 +107,8 @@ def _constant(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
+    """A table (a model described by several settings) goes by its own name."""
+    value = value.get("name") if isinstance(value, dict) else value
     return "" if value is None else str(value)
 
 
@@ -184,9 +188,8 @@ def _settings(run: Run) -> str:
 
 
 def _settings_table(text: str) -> str:
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+    tables = parse_settings(text)
+    if tables is None:
         return f'<pre class="text">{escape(text)}</pre>'
     groups: dict[str, list[str]] = {}
     for key, value in _flatten(tables):

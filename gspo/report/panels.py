@@ -218,6 +218,7 @@ def _kl(lines: Sequence[Line]) -> str:
 
 def clip_bounds(run: Run) -> list[float]:
     """The objective's finite clip bounds, lower then upper; empty when it has none."""
-    objective = run.summary.get("objective") or {}
+    objective = run.declared("objective")
+    objective = objective if isinstance(objective, dict) else {}
     bounds = [number(objective.get(name)) for name in ("clip_low", "clip_high")]
     return bounds if all(map(math.isfinite, bounds)) else []

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 
-def math() -> Callable[[str, str], float]:
+def math() -> Callable[[str, object], float | None]:
     """1 if math-verify finds the completion's final expression equal to column `answer`, else 0. Range {0, 1}.
 
     A completion without an expression is 0. An answer that math-verify cannot read is an error, not a 0.
@@ -17,7 +17,9 @@ def math() -> Callable[[str, str], float]:
         raise ValueError('math-verify is not installed: pip install "gspo[math]"') from None
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns of every disabled timeout
 
-    def score(completion: str, answer: object) -> float:
+    def score(completion: str, answer: object) -> float | None:
+        if answer is None:  # a row of mixed data that has no answer: the reward does not apply to it
+            return None
         text = str(answer)
         gold = math_verify.parse(text if "$" in text or "\\boxed" in text else f"${text}$", parsing_timeout=None)
         if not gold:

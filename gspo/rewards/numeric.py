@@ -14,7 +14,7 @@ def last_number(text: str) -> float | None:
     return float(found[-1].replace(",", "")) if found else None
 
 
-def numeric(*, tolerance: float = 1e-6) -> Callable[[str, str], float]:
+def numeric(*, tolerance: float = 1e-6) -> Callable[[str, object], float | None]:
     """1 if the last number y of the completion meets |y - a| <= tolerance * max(1, |a|), else 0. Range {0, 1}.
 
     a is column `answer`, which must be a number (thousands commas allowed).
@@ -22,7 +22,9 @@ def numeric(*, tolerance: float = 1e-6) -> Callable[[str, str], float]:
     if tolerance < 0:
         raise ValueError(f"tolerance = {tolerance} must not be negative")
 
-    def score(completion: str, answer: object) -> float:
+    def score(completion: str, answer: object) -> float | None:
+        if answer is None:  # a row of mixed data that has no answer: the reward does not apply to it
+            return None
         try:
             wanted = float(str(answer).replace(",", ""))
         except ValueError:

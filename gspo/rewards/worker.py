@@ -8,8 +8,8 @@ by its path.
 import asyncio
 import importlib.util
 import os
+import signal
 import sys
-import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,11 +24,22 @@ def _calling():
     return module
 
 
-def _end_with_parent(parent: int) -> None:
-    """A worker stuck in a function must not outlive the run that started it."""
-    while os.getppid() == parent:
+def _end_with_run(pipe: Connection) -> None:
+    """Leaves a small process behind that kills this one when the run that started it is gone.
+
+    A thread could not: a function stuck in C code holds the interpreter lock, and would go on for ever.
+    """
+    run, worker = os.getppid(), os.getpid()
+    if os.fork():
+        return
+    pipe.close()  # or the run would not see the worker's end of the pipe close when the worker dies
+    while os.getppid() == worker:
         time.sleep(1.0)
-    os._exit(1)
+        try:
+            os.kill(run, 0)
+        except ProcessLookupError:
+            os.killpg(0, signal.SIGKILL)
+    os._exit(0)
 
 
 def _load(calling, request: dict):
@@ -42,7 +53,7 @@ def _load(calling, request: dict):
 
 def main() -> None:
     pipe = Connection(int(sys.argv[1]))
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    _end_with_run(pipe)
     calling = _calling()
     try:
         call = _load(calling, pipe.recv())

@@ -111,6 +111,7 @@ def test_any_one_piece_may_be_missing(run: Path, missing: str) -> None:
     shutil.rmtree(run / missing) if (run / missing).is_dir() else (run / missing).unlink()
     text = _text(run)
     assert "<h1>" in text
+    assert "gspo, clip_low 3e-4, clip_high 4e-4" in text
     assert ("unfinished run" in text) == (missing == "summary.json")
     assert ("Importance ratios" in text) == (missing != "ledger")
 

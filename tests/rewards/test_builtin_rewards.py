@@ -13,7 +13,7 @@ from gspo.rewards.numeric import last_number
 def test_exact():
     score = BUILTIN["exact"]()
     assert score(" 7\n", "7") == score("7", 7) == 1.0
-    assert score("7.", "7") == 0.0
+    assert score("7.", "7") == 0.0 and score("None", None) is None
 
 
 @pytest.mark.parametrize(
@@ -112,16 +112,16 @@ def test_few_words():
 
 def test_math_kills_a_hang_and_goes_on():
     pytest.importorskip("math_verify")
-    completions = ["$\\frac{2}{4}$", "it is 0.25", "no expression", "$9^{9^{9^{9}}} + 1$", "\\boxed{0.5}"]
-    with Rewards([RewardConfig(name="math", timeout=3.0)]) as rewards:
-        scored = rewards.score(["p"] * 5, completions, [[]] * 5, {"answer": ["1/2"] * 3 + ["9^{9^{9^{9}}}", "0.5"]})
+    # math-verify 0.9 computes 9^(9^9) digit by digit: this one really never ends.
+    completions = ["$\\frac{2}{4}$", "it is 0.25", "no expression", "$9^{9^{9}}$", "\\boxed{0.5}"]
+    with Rewards([RewardConfig(name="math", timeout=2.0)]) as rewards:
+        scored = rewards.score(["p"] * 5, completions, [[]] * 5, {"answer": ["1/2"] * 5})
     statuses = [row[0] for row in scored.statuses]
-    assert statuses[:3] == ["ok"] * 3 and statuses[4] == "ok"
+    assert statuses == ["ok", "ok", "ok", "timeout", "ok"]
     assert scored.values[[0, 1, 2, 4], 0].tolist() == [1.0, 0.0, 0.0, 1.0]
 
 
-def test_math_in_a_process_that_hangs_is_a_timeout(tmp_path):
-    """The same machinery with a pattern that backtracks for ever, holding the interpreter lock."""
+def test_a_pattern_that_backtracks_for_ever_is_killed():
     config = RewardConfig(name="regex", options={"pattern": "(a+)+$"}, timeout=1.0)
     with Rewards([config]) as rewards:
         scored = rewards.score(["p"] * 3, ["caaa", "a" * 40 + "b", "b"], [[]] * 3, {})
@@ -142,7 +142,8 @@ def test_reasoning_gym_scores_by_the_entry():
     config = RewardConfig(name="reasoning_gym", options={"tag": "answer"})
     with Rewards([RewardConfig(name="reasoning_gym", label="plain"), config]) as rewards:
         scored = rewards.score(["p"] * 3, [" 4\n", "5", "<answer>4</answer>"], [[]] * 3, {"entry": [entry] * 3})
-    assert scored.values.tolist() == [[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]
+    # chain_sum itself gives len(answer) / len(text) to a text that contains the answer.
+    assert scored.values.tolist() == [[1.0, 0.0], [0.0, 0.0], [pytest.approx(1 / 18), 1.0]]
 
 
 def test_the_worker_starts_without_torch(tmp_path):
