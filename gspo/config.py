@@ -20,6 +20,7 @@ from gspo.advantages import Advantage, GroupStd
 from gspo.data import DataConfig
 from gspo.models import SMOLLM2, TINY, Dtype, LoRA, TinyConfig
 from gspo.objectives import GSPO, Objective, Term
+from gspo.policies.layouts import LayoutName
 from gspo.policies.master import AdamW
 from gspo.rewards import RewardConfig
 from gspo.sampling import Sampling
@@ -131,6 +132,8 @@ class RunConfig:
     """Passes over each rollout batch."""
     micro_batch_tokens: int = 16384
     """Tokens, padding included, that go through the network at once while training."""
+    layout: LayoutName = "padded"
+    """Forward layout while training: padded rows, or shared_prefix (each prompt once for its group; same values)."""
     sampler_rows: int = 512
     """Completions decoded at once."""
     old_logprobs: OldLogprobs = "auto"

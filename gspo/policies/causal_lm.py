@@ -1,16 +1,16 @@
-"""A causal language model as a policy: padded rows, micro-batches by token budget, chunked likelihoods."""
+"""A causal language model as a policy: rows laid out, micro-batches by token budget, chunked likelihoods."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gspo.functional import explain, total_loss
 from gspo.objectives.base import UnitObjective
 from gspo.policies.base import StepResult
+from gspo.policies.layouts import LayoutName, lay_out, refuse_sharing
 from gspo.policies.likelihood import token_logprobs
 from gspo.policies.master import AdamW, MasterWeights
 from gspo.policies.network import Network
@@ -28,9 +28,6 @@ class TokenPayload:
     def __getitem__(self, rows: list[int]) -> "TokenPayload":
         return TokenPayload(tuple(self.prompt[i] for i in rows), tuple(self.completion[i] for i in rows))
 
-    def lengths(self) -> list[int]:
-        return [len(p) + len(c) for p, c in zip(self.prompt, self.completion, strict=True)]
-
 
 @dataclass(frozen=True, kw_only=True)
 class TokenScorer:
@@ -43,7 +40,12 @@ class TokenScorer:
     scoring: Sampling
     micro_batch_tokens: int
     pad_id: int = 0
+    layout: LayoutName = "padded"
     without_adapters: bool = False
+
+    def __post_init__(self) -> None:
+        if self.layout == "shared_prefix":
+            refuse_sharing(self.network.config)
 
     @torch.no_grad()
     def logprobs(self, step: Step) -> Scores:
@@ -61,17 +63,12 @@ class TokenScorer:
 
     def score(self, part: Step, entropy: str) -> Scores:
         payload: TokenPayload = part.payload
-        width = max(payload.lengths()) - 1  # the last token is predicted, never read
-        ids = np.full((len(payload.prompt), width), self.pad_id, dtype=np.int64)
-        for row, (prompt, completion) in enumerate(zip(payload.prompt, payload.completion, strict=True)):
-            tokens = (prompt + completion)[:width]
-            ids[row, : len(tokens)] = tokens
         device = self.network.device
-        # Unit u of a row is its completion token u, predicted by the hidden state just before it.
+        layout = lay_out(self.layout, payload.prompt, payload.completion, self.pad_id, device)
         row, unit = part.mask.nonzero(as_tuple=True)
-        prompt_length = torch.tensor([len(p) for p in payload.prompt], device=device)
         chosen = torch.tensor([payload.completion[r][u] for r, u in zip(row.tolist(), unit.tolist(), strict=True)])
-        hidden = self.network.hidden(torch.from_numpy(ids).to(device))[row, prompt_length[row] + unit - 1]
+        states = self.network.hidden(layout.ids, layout.positions, layout.mask)
+        hidden = states[layout.row[row], layout.column(row, unit)]
         logprobs, entropies = token_logprobs(
             self.network.head,
             hidden,
@@ -86,13 +83,26 @@ class TokenScorer:
         )
 
     def micro_batches(self, step: Step) -> list[list[int]]:
-        """Rows by falling length, cut so that rows x padded width stays in the budget (one row alone may exceed it)."""
-        lengths = step.payload.lengths()
+        """Rows, longest first, cut so that forward rows x padded width stays in the budget (one alone may exceed it).
+
+        With shared prefixes the rows of a prompt stay together.
+        """
+        payload: TokenPayload = step.payload
+        blocks: dict[object, list[int]] = {}
+        for i, prompt in enumerate(payload.prompt):
+            blocks.setdefault(prompt if self.layout == "shared_prefix" else i, []).append(i)
+        width = {
+            key: len(payload.prompt[rows[0]]) + sum(len(payload.completion[i]) for i in rows)
+            for key, rows in blocks.items()
+        }
         batches: list[list[int]] = []
-        for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-            if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > self.micro_batch_tokens:
+        widest, number = 0, 0
+        for key in sorted(blocks, key=lambda k: (-width[k], blocks[k][0])):
+            if not batches or widest * (number + 1) > self.micro_batch_tokens:
                 batches.append([])
-            batches[-1].append(row)
+                widest, number = width[key], 0
+            batches[-1] += blocks[key]
+            number += 1
         return batches
 
 

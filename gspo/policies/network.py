@@ -40,9 +40,15 @@ class Network:
     def named_trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """[B,T] right-padded ids -> [B,T,D]. Causal attention needs no mask: padding lies behind every real token."""
-        return self.body(input_ids=ids, use_cache=False).last_hidden_state
+    def hidden(self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """[R,L] right-padded ids -> [R,L,D]. Without `mask` attention is causal: padding lies behind real tokens."""
+        if mask is not None and self.config._attn_implementation == "eager":
+            # Eager attention adds its mask to the scores.
+            mask = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(
+                ~mask, torch.finfo(self.dtype).min
+            )
+        out = self.body(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
+        return out.last_hidden_state
 
     def head(self, hidden: Tensor) -> Tensor:
         """[N,D] -> [N,V] logits."""

@@ -109,6 +109,7 @@ def build(config: RunConfig, given: Given = Given(), report: Callable[[str], Non
         scoring=config.sampling,
         micro_batch_tokens=config.micro_batch_tokens,
         pad_id=renderer.pad_id,
+        layout=config.layout,
     )
     policy = CausalLM(scorer, config.optimizer)
     sampler = InProcess(network, renderer.stop_ids, renderer.pad_id, config.sampler_rows)

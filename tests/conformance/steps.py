@@ -60,7 +60,7 @@ def value_and_gradient(terms: Terms, x: Inputs, weight: object = None) -> tuple[
 
 def loss_of(terms: Terms, x: Inputs, logprobs: Tensor, weight: object = None) -> Tensor:
     # Entropy moves with the log-probs so that its gradient is seen too.
-    shift = torch.where(x.mask, logprobs - logprobs.detach(), torch.zeros_like(logprobs))
+    shift = torch.where(x.mask, logprobs - x.logprobs, torch.zeros_like(logprobs))
     return gspo.loss(
         terms,
         logprobs,

@@ -1,0 +1,307 @@
+"""Seconds per GSPO step: TRL's GRPOTrainer against gspo's own training loop, side by side in one process.
+
+    OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python benchmarks/step.py [--steps 7] [--threads 1] [--start untrained|cold]
+
+One step is 32 prompts x 8 completions of at most 8 tokens, cut into 4 mini-batches with one AdamW update each; the
+embedded tiny Qwen3 (0.8 M parameters) in float32, clip 3e-4/4e-4, no KL, temperature 1. Both sides start from the
+same saved weights and read the same prompts in the same order with the same reward function. They take turns: TRL
+trains, and in its callback after every fourth update gspo takes its step, so that a busy machine slows both alike.
+
+The timed regions, whole steps on both sides:
+- TRL: `GRPOTrainer.train()` from the end of one fourth update to the end of the next: fetching prompts, generating,
+  reward, advantages, old log-probs, 4 forward-backward passes and updates, its metrics. Logging, saving, evaluation,
+  trackers and gradient checkpointing (on by default, and slower here) are off.
+- gspo: `train_steps` (what `gspo train` runs) from its call to its record: sampling, reward, advantages, old
+  log-probs, 4 updates, metrics, and as its users get by default the rollout and ledger files and metrics.jsonl. Also
+  reported without those two files. Evaluation and checkpoints are off.
+
+Two things that gspo does by default are not left to decide the number:
+- Rows of advantage 0 skip the network. The headline's reward is a hash of prompt and completion in 0..1, which gives
+  practically every row an advantage; the share of rows trained is reported. `--reward exact` is the task's own.
+- Old log-probs are the sampler's where they agree with the policy's (`old_logprobs = "auto"`). "gspo, policy" takes
+  turns too: it always computes them by a pass of their own, as TRL does.
+"""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from gspo.config import RunConfig, load_config
+from gspo.sinks import JsonlSink, Record
+from gspo.train.folder import RunFolder
+from gspo.train.loop import train_steps
+from gspo.train.parts import Given, Parts, build, export_model
+from gspo.train.run import cold_start
+from gspo.train.state import TrainState
+
+TARGET = Path(__file__).parent / "out" / "step.json"
+PROMPTS, GROUP, UPDATES, TOKENS, LR = 32, 8, 4, 8, 1e-4
+
+
+def spread(completions: list[str], prompts: list[str], **columns: list) -> list[float]:
+    """A number in 0..1 from prompt and text: every group has a spread, so every row is trained."""
+    return [zlib.crc32(f"{p}{c}".encode()) / 2**32 for p, c in zip(prompts, completions, strict=True)]
+
+
+def exact(completions: list[str], answer: list[str], **columns: list) -> list[float]:
+    return [float(c.strip() == a) for c, a in zip(completions, answer, strict=True)]
+
+
+REWARDS: dict[str, Callable] = {"spread": spread, "exact": exact}
+
+
+@dataclass
+class Side:
+    """What was measured of one side, a list entry per step; the warm-up step is left out."""
+
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    completion_tokens: list[int] = field(default_factory=list)
+    phases: list[dict[str, float]] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        tokens = statistics.mean(self.completion_tokens)
+        median = statistics.median(self.seconds)
+        names = sorted({name for phase in self.phases for name in phase})
+        return {
+            "median": median,
+            "all": self.seconds,
+            "cpu_median": statistics.median(self.cpu_seconds),
+            "completion_tokens_per_step": tokens,
+            "tokens_per_second": tokens / median,
+            "phases": {n: statistics.median(phase.get(n, 0.0) for phase in self.phases) for n in names},
+        }
+
+
+def settings(arguments: argparse.Namespace, **changes: Any) -> RunConfig:
+    words = {
+        "steps": 1,
+        "prompts_per_step": PROMPTS,
+        "group_size": GROUP,
+        "updates_per_step": UPDATES,
+        "dtype": "float32",
+        "device": "cpu",
+        "threads": arguments.threads,
+        "sampling.temperature": 1.0,
+        "sampling.max_completion_tokens": TOKENS,
+        "optimizer.lr": LR,
+        "evaluation.every": 0,
+        "evaluation.prompts": 0,
+        "cold_start.steps": 0,
+        **changes,
+    }
+    return load_config(None, [word for key, value in words.items() for word in (f"--{key}", json.dumps(value))])
+
+
+def save_weights(arguments: argparse.Namespace, folder: Path) -> None:
+    """The weights that both sides load: random, or after the recipe's cold start."""
+    config = settings(arguments, **({"cold_start.steps": 600} if arguments.start == "cold" else {}))
+    parts = build(config, report=lambda line: None)
+    if config.cold_start.steps:
+        quiet = __import__("gspo.sinks", fromlist=["Console"]).Console(1, title="cold start")
+        cold_start(parts, quiet, lambda: False)
+        quiet.close()
+    export_model(parts, folder)
+
+
+class Last:
+    """A sink that keeps the last record and when it came: the end of gspo's step."""
+
+    def write(self, record: Record) -> None:
+        self.metrics, self.at, self.cpu_at = record.metrics, time.perf_counter(), time.process_time()
+
+    def close(self) -> None: ...
+
+
+class Ours:
+    """gspo's side: one `train_steps` call per turn, going on from the state of the last."""
+
+    def __init__(self, arguments: argparse.Namespace, weights: Path, folder: Path, old_logprobs: str) -> None:
+        config = settings(arguments, model=str(weights), old_logprobs=old_logprobs)
+        self.parts: Parts = build(config, Given(rewards=(REWARDS[arguments.reward],)), report=lambda line: None)
+        self.state, self.side, self.folder, self.last = TrainState(), Side(), RunFolder(folder), Last()
+        self.sinks = [JsonlSink(self.folder.metrics), self.last]
+
+    def turn(self, is_measured: bool) -> None:
+        parts = replace(self.parts, config=replace(self.parts.config, steps=self.state.step + 1))
+        started, cpu_started = time.perf_counter(), time.process_time()
+        self.state = train_steps(parts, self.state, None, self.folder, self.sinks)
+        if not is_measured:
+            return
+        metrics = self.last.metrics
+        self.side.seconds.append(self.last.at - started)
+        self.side.cpu_seconds.append(self.last.cpu_at - cpu_started)
+        self.side.completion_tokens.append(round(metrics["completions/mean_length"] * PROMPTS * GROUP))
+        phases = {n.removeprefix("time/"): v for n, v in metrics.items() if n.startswith("time/")}
+        self.side.phases.append({**phases, "rows_share": metrics["updates/rows_share"]})
+
+
+def train_theirs(arguments: argparse.Namespace, weights: Path, ours: list[Ours]) -> Side:
+    """TRL trains `steps` + 1 steps; after each of them every gspo side takes a turn."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    side, total = Side(), arguments.steps + 1
+    parts = ours[0].parts
+    rows = [row for _, row in parts.source.next_rows(0, PROMPTS * total)]
+    lengths: list[int] = []
+
+    def reward(completion_ids: list[list[int]], **columns: list) -> list[float]:
+        lengths.append(sum(map(len, completion_ids)))
+        return REWARDS[arguments.reward](**columns)
+
+    class TakeTurns(TrainerCallback):
+        def begin(self) -> None:
+            gc.collect()
+            self.started, self.cpu_started = time.perf_counter(), time.process_time()
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.begin()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step % UPDATES:
+                return
+            seconds, cpu_seconds = time.perf_counter() - self.started, time.process_time() - self.cpu_started
+            is_measured = state.global_step > UPDATES
+            if is_measured:
+                side.seconds.append(seconds)
+                side.cpu_seconds.append(cpu_seconds)
+                side.completion_tokens.append(lengths[-1])
+            for one in ours:
+                gc.collect()
+                one.turn(is_measured)
+            self.begin()
+
+    config = GRPOConfig(
+        output_dir=str(weights.parent / "trl"),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        importance_sampling_level="sequence",
+        loss_type="grpo",
+        epsilon=3e-4,
+        epsilon_high=4e-4,
+        beta=0.0,
+        temperature=1.0,
+        num_generations=GROUP,
+        per_device_train_batch_size=PROMPTS * GROUP // UPDATES,
+        gradient_accumulation_steps=1,
+        steps_per_generation=UPDATES,
+        max_steps=total * UPDATES,
+        max_completion_length=TOKENS,
+        shuffle_dataset=False,
+        learning_rate=LR,
+        lr_scheduler_type="constant",
+        max_grad_norm=1.0,
+        report_to="none",
+        logging_strategy="no",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32),
+        processing_class=AutoTokenizer.from_pretrained(weights),
+        reward_funcs=reward,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        callbacks=[TakeTurns()],
+    )
+    torch.set_num_threads(arguments.threads)
+    trainer.train()
+    return side
+
+
+def report(result: dict[str, Any]) -> None:
+    table = Table(title="Seconds per GSPO step (medians; ratio: TRL / that row)")
+    for column in ("", "wall s", "ratio", "CPU s", "ratio", "completion tokens/step", "tokens/s", "rows trained"):
+        table.add_column(column, justify="left" if not column else "right")
+    trl = result["trl"]
+    for name, row in (
+        (f"TRL {result['versions']['trl']}", trl),
+        ("gspo", result["gspo"]),
+        ("gspo, rollout files not counted", result["gspo_without_files"]),
+        ("gspo, policy's old log-probs", result["gspo_policy"]),
+    ):
+        share = row["phases"].get("rows_share", 1.0)
+        table.add_row(
+            name,
+            f"{row['median']:.3f}",
+            f"{trl['median'] / row['median']:.2f}",
+            f"{row['cpu_median']:.3f}",
+            f"{trl['cpu_median'] / row['cpu_median']:.2f}",
+            f"{row['completion_tokens_per_step']:.0f}",
+            f"{row['tokens_per_second']:.0f}",
+            f"{share:.0%}",
+        )
+    console = Console(width=130)
+    console.print(table)
+    phases = {name: f"{seconds:.3f}" for name, seconds in result["gspo"]["phases"].items() if name != "rows_share"}
+    console.print("gspo by phase, s:", phases)
+
+
+def without_files(side: Side) -> Side:
+    """gspo's step less the phase that writes rollouts and ledger."""
+    save = [phase["save"] for phase in side.phases]
+    return replace(
+        side,
+        seconds=[a - b for a, b in zip(side.seconds, save, strict=True)],
+        cpu_seconds=[a - b for a, b in zip(side.cpu_seconds, save, strict=True)],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=7, help="measured steps per side, after one warm-up")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--start", choices=("untrained", "cold"), default="untrained")
+    parser.add_argument("--reward", choices=tuple(REWARDS), default="spread")
+    parser.add_argument("--out", type=Path, default=TARGET)
+    arguments = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        save_weights(arguments, folder / "weights")
+        ours = [Ours(arguments, folder / "weights", folder / name, name) for name in ("auto", "policy")]
+        trl = train_theirs(arguments, folder / "weights", ours)
+    auto, policy = (one.side for one in ours)
+    result = {
+        "ratio": statistics.median(trl.seconds) / statistics.median(auto.seconds),
+        "trl": trl.summary(),
+        "gspo": {**auto.summary(), "old_logprobs": ours[0].state.old_logprobs},
+        "gspo_without_files": without_files(auto).summary(),
+        "gspo_policy": policy.summary(),
+        "threads": arguments.threads,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("gspo", "trl", "torch", "transformers", "accelerate")},
+        },
+        "settings": {
+            "prompts": PROMPTS, "completions": GROUP, "updates": UPDATES, "max_completion_tokens": TOKENS, "lr": LR,
+            "steps": arguments.steps, "start": arguments.start, "reward": arguments.reward, "machine": platform.machine(),
+        },
+    }  # fmt: skip
+    report(result)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"wrote {arguments.out}: ratio {result['ratio']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
