@@ -77,10 +77,9 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_model(config: TinyConfig, seed: int) -> Loaded:
-    """A randomly initialised Qwen3 of under a million parameters and its character tokenizer."""
-    tokenizer = character_tokenizer(config.alphabet)
-    shape = Qwen3Config(
+def tiny_shape(config: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+    """The embedded model's transformers configuration."""
+    return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
@@ -94,9 +93,14 @@ def tiny_model(config: TinyConfig, seed: int) -> Loaded:
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
+
+
+def tiny_model(config: TinyConfig, seed: int) -> Loaded:
+    """A randomly initialised Qwen3 of under a million parameters and its character tokenizer."""
+    tokenizer = character_tokenizer(config.alphabet)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(shape)
+        model = Qwen3ForCausalLM(tiny_shape(config, tokenizer))
     return Loaded(model, tokenizer, "tiny Qwen3, random weights")
 
 

@@ -78,9 +78,10 @@ def choose_threads(config: RunConfig, parameters: int) -> int:
     return 1 if parameters < SMALL else cores
 
 
-def build(config: RunConfig, given: Given = Given(), report: Callable[[str], None] = print) -> Parts:
+def build(
+    config: RunConfig, given: Given = Given(), report: Callable[[str], None] = print, with_rewards: bool = True
+) -> Parts:
     """Load model, data and rewards, and put the loop's parts together."""
-    rewards_from = tuple(given.rewards) or config.rewards
     dataset = given.data or load_dataset(config.data, config.seed)
     loaded = (
         Loaded(given.model.eval(), given.tokenizer, type(given.model).__name__)
@@ -113,7 +114,8 @@ def build(config: RunConfig, given: Given = Given(), report: Callable[[str], Non
     )
     policy = CausalLM(scorer, config.optimizer)
     sampler = InProcess(network, renderer.stop_ids, renderer.pad_id, config.sampler_rows)
-    rewards = Rewards(rewards_from or dataset.rewards)
+    chosen = tuple(given.rewards) or config.rewards or dataset.rewards
+    rewards = Rewards(chosen if with_rewards else [no_reward])
     source = GroupSource(
         rows=dataset.train,
         renderer=renderer,
@@ -141,6 +143,11 @@ def build(config: RunConfig, given: Given = Given(), report: Callable[[str], Non
         collector=collector,
         terms=(given.objective or config.objective, *config.terms),
     )
+
+
+def no_reward(completions: list[str], **columns: Any) -> list[None]:
+    """The reward of work that scores nothing."""
+    return [None] * len(completions)
 
 
 def frozen_reference(parts: Parts) -> TokenScorer:

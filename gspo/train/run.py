@@ -74,13 +74,15 @@ def start(config: RunConfig, given: Given = Given(), console: Console | None = N
         console.close()
 
 
-def resume(path: Path, overrides: Sequence[tuple[str, Any]] = (), given: Given = Given()) -> Run:
+def resume(
+    path: Path, overrides: Sequence[tuple[str, Any]] = (), given: Given = Given(), plain: bool | None = None
+) -> Run:
     """Go on from the newest sound checkpoint of a run; `overrides` may extend it (`--steps`)."""
     folder = RunFolder(path)
     if not folder.config.is_file():
         raise ValueError(f"{path} is not a run folder: it has no config.toml")
     config = validate(apply_overrides(read_recipe(folder.config), overrides), str(folder.config))
-    console = Console(config.steps, title=config.name)
+    console = Console(config.steps, title=config.name, plain=plain)
     try:
         with stop_on_signals(console.message) as should_stop:
             state, tensors = load_newest(folder.checkpoints, console.message)

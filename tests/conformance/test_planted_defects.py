@@ -110,7 +110,7 @@ def test_nan_behind_the_mask_is_caught(monkeypatch):
     """Multiplying by the mask instead of selecting lets NaN through."""
     monkeypatch.setattr("gspo.functional.clean", lambda value, mask: value * mask)
     with pytest.raises(AssertionError):
-        laws.masked_units_are_inert(gspo.GRPO())
+        laws.masked_units_are_inert((gspo.GRPO(), gspo.ReferenceKL()))
 
 
 def test_half_precision_arithmetic_is_caught(monkeypatch):

@@ -67,7 +67,7 @@ def inputs(seed, spread, holes):
 
 
 INPUTS = {
-    "far": inputs(seed=0, spread=0.3, holes=False),
+    "far": inputs(seed=3, spread=0.3, holes=False),
     "near": inputs(seed=1, spread=2e-3, holes=False),
     "holes": inputs(seed=2, spread=0.3, holes=True),
 }

@@ -1,0 +1,83 @@
+"""`gspo check`: everything a run needs, tried for real, before its first step."""
+
+import time
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from gspo.cli.idle import idle_settings
+from gspo.collectors.refill import has_spread
+from gspo.config import RunConfig
+from gspo.train.batch import MiniBatch, advantage_input, assemble, flatten
+from gspo.train.parts import Parts, build, choose_threads, frozen_reference
+from gspo.train.update import is_sampler_sound, measure_mismatch, prepare, smallest_bound
+
+PROMPTS = 4
+
+
+def check_run(config: RunConfig, terminal: Console, prompts: int = PROMPTS) -> None:
+    """Load the model, data and rewards; sample a few groups; time a step; name settings without effect."""
+    parts = build(config, report=lambda text: terminal.print(text, soft_wrap=True))
+    try:
+        threads = choose_threads(config, sum(p.numel() for p in parts.loaded.model.parameters()))
+        torch.set_num_threads(threads)
+        terminal.print(f"data: {parts.dataset.reading}", soft_wrap=True)
+        terminal.print(f"model: {parts.loaded.source} on {parts.policy.network.device}, {threads} thread(s)")
+        terminal.print(_measure(parts, min(prompts, config.prompts_per_step)))
+    finally:
+        parts.rewards.close()
+    idle = idle_settings(config)
+    terminal.print("settings without effect here:" if idle else "every setting has an effect here")
+    for line in idle:
+        terminal.print(f"  - {line}", soft_wrap=True, highlight=False)
+
+
+def _measure(parts: Parts, prompts: int) -> Table:
+    config = parts.config
+    source = replace(parts.source, failure_limit=1.0)
+    started = time.perf_counter()
+    wave = source.wave(source.next_rows(0, prompts), step=0)
+    sampled = time.perf_counter() - started
+    rollouts = [rollout for group in wave.groups for rollout in group.rollouts]
+    scored = [r.reward for r in rollouts if r.reward == r.reward]
+    cut = sum(r.completion.finish_reason == "length" for r in rollouts)
+    table = Table("measured on a few groups", "value", "meaning", box=None)
+    row = lambda name, value, meaning: table.add_row(name, value, meaning)  # noqa: E731
+    row("groups x completions", f"{prompts} x {config.group_size}", "sampled with the real model")
+    if scored:
+        row("reward", f"{sum(scored) / len(scored):.3f}", f"from {min(scored):.3g} to {max(scored):.3g}")
+    mixed = sum(has_spread(group) for group in wave.groups)
+    row("groups with mixed rewards", f"{mixed} of {prompts}", "only these have a gradient")
+    row("cut by the token limit", f"{cut / len(rollouts):.0%}", "of completions")
+    failed = sum(status in ("error", "timeout", "nan") for r in rollouts for status in r.statuses)
+    row("reward failures", str(failed), wave.errors[0] if wave.errors else "none")
+    updated = _time_update(parts, wave.groups, table)
+    share = config.prompts_per_step / prompts
+    row("seconds per step, expected", f"{share * (sampled + config.epochs * updated):.1f}", "sampling, rewards, updates")
+    first = rollouts[0]
+    row("a completion", first.text[:60], f"reward {first.reward:.3g}")
+    return table
+
+
+def _time_update(parts: Parts, groups: tuple, table: Table) -> float:
+    """Seconds of forward and backward over these groups; the weights stay as they are."""
+    advantage, _ = parts.config.advantage(advantage_input(groups), parts.config.advantage.init())
+    rows = flatten(groups, advantage, parts.config.collector.drop_truncated)
+    step = assemble(rows, parts.policy.network.device)
+    mismatch = measure_mismatch(parts.terms, step, parts.policy.logprobs(step).logprobs)
+    sound = is_sampler_sound(mismatch, parts.terms)
+    table.add_row(
+        "noise of the log-ratio at equal weights",
+        f"{mismatch.ratio_std:.2g}",
+        f'old_logprobs = "auto" takes the {"sampler" if sound else "policy"}\'s '
+        f"(a third of the smaller bound is {smallest_bound(parts.terms) / 3:.2g})",
+    )
+    reference = frozen_reference(parts) if parts.needs_reference else None
+    started = time.perf_counter()
+    (batch,) = prepare([MiniBatch(samples=rows, step=step)], parts.policy, reference, rescore_old=not sound)
+    weights = [term.weights(batch.step, term.counts(batch.step)) for term in parts.terms]
+    parts.policy.forward_backward(batch.step, weights, parts.terms)
+    parts.policy.weights.clear()
+    return time.perf_counter() - started

@@ -1,0 +1,71 @@
+"""`gspo VERB ...`: words in, one function call, exit code out. Two is the user's mistake, in one line."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+VERBS = {
+    "train": "train a model: gspo train [RECIPE.toml] [--key VALUE ...]; without a recipe, the embedded default",
+    "resume": "go on with a run: gspo resume RUN [--steps N]",
+    "eval": "score a model on held-out problems: gspo eval MODEL --task NAME [--samples N] [--json]",
+    "sample": "see what a model says: gspo sample MODEL PROMPT [--n 4] [--temperature 0.7]",
+    "sft": "supervised training on prompt-completion rows: gspo sft MODEL --data.path FILE --out FOLDER",
+    "plan": "a step as a table, before anything is loaded: gspo plan [RECIPE.toml] [--key VALUE ...]",
+    "check": "load everything, sample a few groups, name settings without effect: gspo check [RECIPE.toml]",
+    "report": "write a run's report.html again: gspo report RUN",
+    "recipes": "list the shipped recipes",
+}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Entry point; exits with 0, or 2 for a mistake of the user's, or 130 when interrupted."""
+    words = list(sys.argv[1:] if words is None else words)
+    sys.exit(run(words))
+
+
+def run(words: list[str]) -> int:
+    """The exit code of a command."""
+    # Read here and nowhere else: libraries look at these when they are first imported.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        from importlib import metadata
+
+        print(f"gspo {metadata.version('gspo')}")
+        return 0
+    try:
+        return _verb(words[0])(words[1:])
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _fail(f"the disk is full ({error.filename or 'while writing'}); the last good checkpoint is kept")
+    except ValueError as error:
+        return _fail(" ".join(str(error).split()))
+
+
+def usage() -> str:
+    lines = ["gspo: sequence-level reinforcement learning for language models", "", "usage: gspo VERB ...", ""]
+    lines += [f"  {verb:8} {what}" for verb, what in VERBS.items()]
+    return "\n".join([*lines, "", "gspo VERB --help says more; every setting is documented by gspo train --help"])
+
+
+def _verb(word: str) -> Callable[[list[str]], int]:
+    if word not in VERBS:
+        import difflib
+
+        close = difflib.get_close_matches(word, VERBS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"unknown command {word!r}{hint} (one of {', '.join(VERBS)})")
+    from gspo.cli import verbs
+
+    return vars(verbs)[word]
+
+
+def _fail(line: str, code: int = 2) -> int:
+    print(f"gspo: {line}", file=sys.stderr)
+    return code

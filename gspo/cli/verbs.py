@@ -1,0 +1,237 @@
+"""What each verb does, given its words. Heavy imports are inside, so that `--help` is quick."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as Terminal
+from rich.table import Table
+
+from gspo.cli.settings_help import settings_help
+from gspo.config import RunConfig, find_recipe, load_config, parse_overrides, read_recipe, recipe_folder
+
+TERMINAL = Terminal()
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with mistakes as ValueErrors instead of exits."""
+
+    def error(self, message: str) -> None:
+        raise ValueError(f"{self.prog}: {message}")
+
+
+def _quiet() -> None:
+    """No progress bars of other libraries inside ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _plain() -> bool | None:
+    return True if os.environ.get("CI") else None
+
+
+def _recipe_and_overrides(words: Sequence[str]) -> RunConfig:
+    has_recipe = bool(words) and not words[0].startswith("--")
+    return load_config(find_recipe(words[0]) if has_recipe else None, words[1:] if has_recipe else words)
+
+
+def _wants_help(words: Sequence[str], text: str) -> bool:
+    if "-h" in words or "--help" in words:
+        print(text)
+        return True
+    return False
+
+
+def train(words: list[str]) -> int:
+    if _wants_help(words, "usage: gspo train [RECIPE.toml] [--key VALUE ...]\n\n" + settings_help()):
+        return 0
+    config = _recipe_and_overrides(words)
+    _quiet()
+    from gspo.sinks import Console
+    from gspo.train.run import start
+
+    return _say_result(start(config, console=Console(config.steps, title=config.name, plain=_plain())))
+
+
+def resume(words: list[str]) -> int:
+    if _wants_help(words, "usage: gspo resume RUN [--steps N] [--key VALUE ...]"):
+        return 0
+    if not words or words[0].startswith("--"):
+        raise ValueError("which run? gspo resume RUN, where RUN is a run folder such as runs/addition")
+    _quiet()
+    from gspo.train.run import resume as go_on
+
+    return _say_result(go_on(Path(words[0]), parse_overrides(words[1:]), plain=_plain()))
+
+
+def _say_result(run: Any) -> int:
+    from gspo.sinks import before_after_table
+
+    if run.is_finished:
+        TERMINAL.print(before_after_table(run.summary["before"], run.summary["after"]))
+        TERMINAL.print(f"{run.summary['seconds']:.0f} s; model: {run.folder / 'model'}", soft_wrap=True)
+    TERMINAL.print(f"report: {run.folder / 'report.html'}", soft_wrap=True)
+    return 0
+
+
+def report(words: list[str]) -> int:
+    if _wants_help(words, "usage: gspo report RUN"):
+        return 0
+    if len(words) != 1:
+        raise ValueError("which run? gspo report RUN")
+    from gspo.report import build_report
+
+    TERMINAL.print(f"report: {build_report(Path(words[0]))}", soft_wrap=True)
+    return 0
+
+
+def recipes(words: list[str]) -> int:
+    if _wants_help(words, "usage: gspo recipes"):
+        return 0
+    table = Table("recipe", "model", "objective", "what it does", box=None)
+    for path in sorted(recipe_folder().glob("*.toml")):
+        comment = [line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#")]
+        settings = read_recipe(path)
+        objective = settings.get("objective", "gspo")
+        name = objective if isinstance(objective, str) else objective.get("name", "gspo")
+        table.add_row(path.stem, settings.get("model", "tiny"), name, " ".join(comment).split(". ")[0].rstrip("."))
+    TERMINAL.print(table)
+    return 0
+
+
+def plan(words: list[str]) -> int:
+    if _wants_help(words, "usage: gspo plan [RECIPE.toml] [--key VALUE ...]"):
+        return 0
+    from gspo.cli.plan import plan_tables
+
+    for table in plan_tables(_recipe_and_overrides(words)):
+        TERMINAL.print(table)
+    return 0
+
+
+def check(words: list[str]) -> int:
+    if _wants_help(words, "usage: gspo check [RECIPE.toml] [--key VALUE ...]"):
+        return 0
+    config = _recipe_and_overrides(words)
+    _quiet()
+    from gspo.cli.check import check_run
+
+    check_run(config, TERMINAL)
+    return 0
+
+
+def _model_parser(verb: str) -> _Parser:
+    parser = _Parser(prog=f"gspo {verb}", allow_abbrev=False)
+    parser.add_argument("model", help="tiny, smollm2-135m-instruct, a folder (also RUN/model), or a Hugging Face id")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--max-tokens", type=int, default=256, help="completion tokens")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def _sampling(args: argparse.Namespace) -> Any:
+    from gspo.sampling import Sampling
+
+    return Sampling(
+        temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, max_completion_tokens=args.max_tokens
+    )
+
+
+def _parts(args: argparse.Namespace, rest: Sequence[str], task: str = "") -> Any:
+    """Model, data and rewards of `eval` and `sample`; further settings as overrides."""
+    from gspo.config import apply_overrides, validate
+    from gspo.train.parts import build
+
+    table: dict[str, Any] = {"model": args.model, "seed": args.seed}
+    if task:
+        table["data"] = {"task": task}
+    _quiet()
+    return build(validate(apply_overrides(table, parse_overrides(rest))), report=TERMINAL.print)
+
+
+def eval(words: list[str]) -> int:
+    parser = _model_parser("eval")
+    parser.add_argument("--task", default="", help="built-in task or reasoning_gym/NAME; or --data.path FILE")
+    parser.add_argument("--prompts", type=int, default=200, help="held-out problems")
+    parser.add_argument("--samples", type=int, default=1, help="completions per problem")
+    parser.add_argument("--k", type=int, nargs="*", default=[], help="also report pass@k for these k")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    args, rest = parser.parse_known_args(words)
+    from gspo.train.evaluate import evaluate, pass_at_k
+
+    if args.temperature == 0 and args.samples > 1:
+        raise ValueError("--samples > 1 at temperature 0 would repeat one completion; give --temperature")
+    if any(word.startswith("--data.held_out_prompts") for word in rest):
+        raise ValueError("use --prompts for the number of held-out problems")
+    parts = _parts(args, [*rest, "--data.held_out_prompts", str(args.prompts)], args.task)
+    source = replace(parts.source, sampling=_sampling(args), group_size=args.samples, failure_limit=1.0)
+    rows = [parts.dataset.held_out[i] for i in range(min(args.prompts, len(parts.dataset.held_out)))]
+    result = evaluate(source, rows, parts.dataset.is_correct)
+    parts.rewards.close()
+    facts: dict[str, Any] = {"model": args.model, "task": parts.dataset.name, "problems": len(rows), **result.facts()}
+    facts["reward_errors"] = int((result.rewards != result.rewards).sum())
+    if result.correct is not None:
+        for k in sorted({1, *args.k}):
+            facts[f"pass@{k}"] = pass_at_k(result.correct, k)
+    if args.json:
+        print(json.dumps(facts))
+        return 0
+    table = Table("measure", "value", box=None)
+    for name, value in facts.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    TERMINAL.print(table)
+    return 0
+
+
+def sample(words: list[str]) -> int:
+    parser = _model_parser("sample")
+    parser.add_argument("prompt")
+    parser.add_argument("--n", type=int, default=1, help="completions")
+    args, rest = parser.parse_known_args(words)
+    from gspo.samplers.base import SampleRequest
+
+    parts = _parts(args, rest)
+    # A chat model gets its template; a model without one continues the text.
+    is_chat = parts.loaded.tokenizer.chat_template is not None
+    ids = parts.renderer.prompt_ids([{"role": "user", "content": args.prompt}] if is_chat else args.prompt)
+    request = SampleRequest(
+        prompt_ids=ids, n=args.n, seed=args.seed, step=0, prompt_id=0, sampling=_sampling(args)
+    )
+    for completion in parts.sampler.sample([request])[0]:
+        TERMINAL.print(parts.renderer.text(completion.ids), markup=False, highlight=False)
+        TERMINAL.print(
+            f"  {len(completion.ids)} tokens, ended by {completion.finish_reason}, "
+            f"log-probability {sum(completion.logprobs):.2f}",
+            style="dim",
+        )
+    parts.rewards.close()
+    return 0
+
+
+def sft(words: list[str]) -> int:
+    parser = _Parser(prog="gspo sft", allow_abbrev=False)
+    parser.add_argument("model", help="tiny, smollm2-135m-instruct, a folder, or a Hugging Face id")
+    parser.add_argument("--out", required=True, help="folder for the trained model (must not exist)")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=32, help="rows per step")
+    parser.add_argument("--lr", type=float, default=2e-5)
+    parser.add_argument("--warmup-steps", type=int, default=10)
+    parser.add_argument("--task", default="", help="a built-in task that has completions; or --data.path FILE")
+    args, rest = parser.parse_known_args(words)
+    from gspo.train.sft import fine_tune
+
+    if Path(args.out).exists():
+        raise ValueError(f"--out {args.out} exists; choose another folder")
+    _quiet()
+    fine_tune(args, rest, plain=_plain())
+    return 0
+
+
