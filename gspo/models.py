@@ -58,7 +58,7 @@ class Loaded:
 
 
 def pick_device(device: str) -> torch.device:
-    """"auto" is CUDA, then Apple's MPS, then the CPU."""
+    """ "auto" is CUDA, then Apple's MPS, then the CPU."""
     if device != "auto":
         return torch.device(device)
     if torch.cuda.is_available():

@@ -10,9 +10,9 @@ from rich.table import Table
 from gspo.cli.idle import idle_settings
 from gspo.collectors.refill import has_spread
 from gspo.config import RunConfig
-from gspo.train.batch import MiniBatch, advantage_input, assemble, flatten
-from gspo.train.parts import Parts, build, choose_threads, frozen_reference
-from gspo.train.update import is_sampler_sound, measure_mismatch, prepare, smallest_bound
+from gspo.training.batch import MiniBatch, advantage_input, assemble, flatten
+from gspo.training.parts import Parts, build, choose_threads, frozen_reference
+from gspo.training.update import is_sampler_sound, measure_mismatch, prepare, smallest_bound
 
 PROMPTS = 4
 
@@ -55,7 +55,11 @@ def _measure(parts: Parts, prompts: int) -> Table:
     row("reward failures", str(failed), wave.errors[0] if wave.errors else "none")
     updated = _time_update(parts, wave.groups, table)
     share = config.prompts_per_step / prompts
-    row("seconds per step, expected", f"{share * (sampled + config.epochs * updated):.1f}", "sampling, rewards, updates")
+    row(
+        "seconds per step, expected",
+        f"{share * (sampled + config.epochs * updated):.1f}",
+        "sampling, rewards, updates",
+    )
     first = rollouts[0]
     row("a completion", first.text[:60], f"reward {first.reward:.3g}")
     return table
@@ -63,7 +67,7 @@ def _measure(parts: Parts, prompts: int) -> Table:
 
 def _time_update(parts: Parts, groups: tuple, table: Table) -> float:
     """Seconds of forward and backward over these groups; the weights stay as they are."""
-    advantage, _ = parts.config.advantage(advantage_input(groups), parts.config.advantage.init())
+    advantage, _ = parts.advantage(advantage_input(groups), parts.advantage.init())
     rows = flatten(groups, advantage, parts.config.collector.drop_truncated)
     step = assemble(rows, parts.policy.network.device)
     mismatch = measure_mismatch(parts.terms, step, parts.policy.logprobs(step).logprobs)

@@ -22,19 +22,19 @@ def _ratio(config: RunConfig) -> list[str]:
     has_clip = low is not None
     if updates == 1:
         found.append(
-            "updates_per_step = 1 and epochs = 1: the policy that is updated is the one that sampled, so the ratio is "
+            "updates_per_step = 1 and epochs = 1: the policy updated is the one that sampled, so the ratio is "
             "identically 1 and no clip bound acts"
             + (f" (objective {objective.name}, {low:g}/{high:g})" if has_clip else "")
         )
     elif has_clip and objective.name in SEQUENCE_RATIO and min(low, high) >= 0.05:
         found.append(
-            f"clip bounds {low:g}/{high:g} on a length-normalised sequence ratio: it moves by about 1e-3 per update, so "
+            f"clip bounds {low:g}/{high:g} on a length-normalised sequence ratio: it moves by about 1e-3 an update, so "
             "these are practically never hit; the paper uses 3e-4/4e-4"
         )
     elif has_clip and objective.name not in SEQUENCE_RATIO and max(low, high) < 0.005:
         found.append(
-            f"clip bounds {low:g}/{high:g} on token ratios: nearly every token leaves such a band at once and loses its "
-            "gradient; 0.2 is usual (3e-4 belongs to GSPO's sequence ratio)"
+            f"clip bounds {low:g}/{high:g} on token ratios: nearly every token leaves such a band at once and loses "
+            "its gradient; 0.2 is usual (3e-4 belongs to GSPO's sequence ratio)"
         )
     if objective.name == "dr_grpo" and objective.max_length != config.sampling.max_completion_tokens:
         found.append(

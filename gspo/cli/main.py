@@ -40,10 +40,15 @@ def run(words: list[str]) -> int:
         return _verb(words[0])(words[1:])
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(f"the disk is full ({error.filename or 'while writing'}); the last good checkpoint is kept")
+        if error.filename is None:
             raise
-        return _fail(f"the disk is full ({error.filename or 'while writing'}); the last good checkpoint is kept")
+        return _fail(f"{error.filename}: {error.strerror}")
     except ValueError as error:
         return _fail(" ".join(str(error).split()))
 

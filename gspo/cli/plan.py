@@ -55,7 +55,9 @@ def step_table(config: RunConfig) -> Table:
         f"of {per_batch} whole groups = {per_batch * config.group_size} completions",
     )
     table.add_row("optimizer updates", f"{updates}", f"x epochs {config.epochs}")
-    table.add_row("updates off-policy", f"{updates - 1} of {updates}", "the first has ratio 1; clipping acts on the rest")
+    table.add_row(
+        "updates off-policy", f"{updates - 1} of {updates}", "the first has ratio 1; clipping acts on the rest"
+    )
     table.add_section()
     table.add_row("prompts in the run", f"{config.steps * config.prompts_per_step:,}", f"x steps {config.steps}")
     table.add_row("completions in the run", f"{config.steps * completions:,}", "")
@@ -72,7 +74,9 @@ def words_table(config: RunConfig) -> Table:
     level = "sequence" if objective.name in ("gspo", "gspo_token") else "token"
     loss_type = {"dr_grpo": "dr_grpo", "dapo": "dapo"}.get(objective.name, "grpo")
     table = Table("gspo", "TRL (GRPOConfig)", "verl", title="in other words")
-    table.add_row("group_size", f"num_generations={config.group_size}", f"actor_rollout_ref.rollout.n={config.group_size}")
+    table.add_row(
+        "group_size", f"num_generations={config.group_size}", f"actor_rollout_ref.rollout.n={config.group_size}"
+    )
     table.add_row(
         "prompts_per_step",
         f"generation_batch_size={completions}",

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from gspo.cli.settings_help import settings_help
 from gspo.config import RunConfig, find_recipe, load_config, parse_overrides, read_recipe, recipe_folder
 
 TERMINAL = Terminal()
+OTHER_SETTINGS = "\nFurther settings as in gspo train --help, such as --data.path FILE or --device cpu."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,7 +56,7 @@ def train(words: list[str]) -> int:
     config = _recipe_and_overrides(words)
     _quiet()
     from gspo.sinks import Console
-    from gspo.train.run import start
+    from gspo.training.run import start
 
     return _say_result(start(config, console=Console(config.steps, title=config.name, plain=_plain())))
 
@@ -65,7 +67,7 @@ def resume(words: list[str]) -> int:
     if not words or words[0].startswith("--"):
         raise ValueError("which run? gspo resume RUN, where RUN is a run folder such as runs/addition")
     _quiet()
-    from gspo.train.run import resume as go_on
+    from gspo.training.run import resume as go_on
 
     return _say_result(go_on(Path(words[0]), parse_overrides(words[1:]), plain=_plain()))
 
@@ -127,7 +129,7 @@ def check(words: list[str]) -> int:
 
 
 def _model_parser(verb: str) -> _Parser:
-    parser = _Parser(prog=f"gspo {verb}", allow_abbrev=False)
+    parser = _Parser(prog=f"gspo {verb}", allow_abbrev=False, add_help=False)
     parser.add_argument("model", help="tiny, smollm2-135m-instruct, a folder (also RUN/model), or a Hugging Face id")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0)
@@ -148,7 +150,7 @@ def _sampling(args: argparse.Namespace) -> Any:
 def _parts(args: argparse.Namespace, rest: Sequence[str], task: str = "") -> Any:
     """Model, data and rewards of `eval` and `sample`; further settings as overrides."""
     from gspo.config import apply_overrides, validate
-    from gspo.train.parts import build
+    from gspo.training.parts import build
 
     table: dict[str, Any] = {"model": args.model, "seed": args.seed}
     if task:
@@ -164,11 +166,17 @@ def eval(words: list[str]) -> int:
     parser.add_argument("--samples", type=int, default=1, help="completions per problem")
     parser.add_argument("--k", type=int, nargs="*", default=[], help="also report pass@k for these k")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    if _wants_help(words, parser.format_help() + OTHER_SETTINGS):
+        return 0
     args, rest = parser.parse_known_args(words)
-    from gspo.train.evaluate import evaluate, pass_at_k
+    from gspo.training.evaluate import evaluate, pass_at_k
 
     if args.temperature == 0 and args.samples > 1:
         raise ValueError("--samples > 1 at temperature 0 would repeat one completion; give --temperature")
+    if min(args.prompts, args.samples) < 1:
+        raise ValueError("--prompts and --samples must be at least 1")
+    if not all(1 <= k <= args.samples for k in args.k):
+        raise ValueError(f"--k {' '.join(map(str, args.k))}: pass@k needs 1 <= k <= --samples, which is {args.samples}")
     if any(word.startswith("--data.held_out_prompts") for word in rest):
         raise ValueError("use --prompts for the number of held-out problems")
     parts = _parts(args, [*rest, "--data.held_out_prompts", str(args.prompts)], args.task)
@@ -182,7 +190,8 @@ def eval(words: list[str]) -> int:
         for k in sorted({1, *args.k}):
             facts[f"pass@{k}"] = pass_at_k(result.correct, k)
     if args.json:
-        print(json.dumps(facts))
+        is_missing = lambda value: isinstance(value, float) and not math.isfinite(value)  # noqa: E731
+        print(json.dumps({name: None if is_missing(value) else value for name, value in facts.items()}))
         return 0
     table = Table("measure", "value", box=None)
     for name, value in facts.items():
@@ -195,16 +204,18 @@ def sample(words: list[str]) -> int:
     parser = _model_parser("sample")
     parser.add_argument("prompt")
     parser.add_argument("--n", type=int, default=1, help="completions")
+    if _wants_help(words, parser.format_help() + OTHER_SETTINGS):
+        return 0
     args, rest = parser.parse_known_args(words)
+    if args.temperature == 0 and args.n > 1:
+        raise ValueError("--n > 1 at temperature 0 would repeat one completion; give --temperature")
     from gspo.samplers.base import SampleRequest
 
     parts = _parts(args, rest)
     # A chat model gets its template; a model without one continues the text.
     is_chat = parts.loaded.tokenizer.chat_template is not None
     ids = parts.renderer.prompt_ids([{"role": "user", "content": args.prompt}] if is_chat else args.prompt)
-    request = SampleRequest(
-        prompt_ids=ids, n=args.n, seed=args.seed, step=0, prompt_id=0, sampling=_sampling(args)
-    )
+    request = SampleRequest(prompt_ids=ids, n=args.n, seed=args.seed, step=0, prompt_id=0, sampling=_sampling(args))
     for completion in parts.sampler.sample([request])[0]:
         TERMINAL.print(parts.renderer.text(completion.ids), markup=False, highlight=False)
         TERMINAL.print(
@@ -217,7 +228,7 @@ def sample(words: list[str]) -> int:
 
 
 def sft(words: list[str]) -> int:
-    parser = _Parser(prog="gspo sft", allow_abbrev=False)
+    parser = _Parser(prog="gspo sft", allow_abbrev=False, add_help=False)
     parser.add_argument("model", help="tiny, smollm2-135m-instruct, a folder, or a Hugging Face id")
     parser.add_argument("--out", required=True, help="folder for the trained model (must not exist)")
     parser.add_argument("--steps", type=int, default=100)
@@ -225,13 +236,13 @@ def sft(words: list[str]) -> int:
     parser.add_argument("--lr", type=float, default=2e-5)
     parser.add_argument("--warmup-steps", type=int, default=10)
     parser.add_argument("--task", default="", help="a built-in task that has completions; or --data.path FILE")
+    if _wants_help(words, parser.format_help() + OTHER_SETTINGS):
+        return 0
     args, rest = parser.parse_known_args(words)
-    from gspo.train.sft import fine_tune
+    from gspo.training.sft import fine_tune
 
     if Path(args.out).exists():
         raise ValueError(f"--out {args.out} exists; choose another folder")
     _quiet()
     fine_tune(args, rest, plain=_plain())
     return 0
-
-

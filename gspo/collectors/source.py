@@ -108,4 +108,4 @@ class GroupSource:
 def columns_of(rows: Sequence[Row]) -> dict[str, list[Any]]:
     """The rows' columns other than the prompt, as lists; a row without one gets None."""
     names = sorted({key for row in rows for key in row} - {"prompt"})
-    return {name: [row[name] if name in row else None for row in rows] for name in names}
+    return {name: [row.get(name) for row in rows] for name in names}

@@ -6,8 +6,9 @@ Yu et al. 2025, https://arxiv.org/abs/2503.14476
 
 The sum of lengths is that of the whole optimizer step. Dynamic sampling (`collector.refill`), the overlong filter
 (`collector.drop_truncated`) and the overlong penalty (reward `overlong`) belong to the recipe, not to the loss.
-Departures: none. Certainty: read in library implementations. TRL: loss_type="dapo" (which divides by the tokens of
-the generation batch when that feeds several updates); verl: loss_agg_mode="token-mean".
+Departures: none. Certainty: read in library implementations. TRL: loss_type="dapo" (where a generation batch feeds
+several updates, each is divided by an equal share of the batch's tokens instead of its own); verl:
+loss_agg_mode="token-mean".
 """
 
 from dataclasses import dataclass

@@ -46,6 +46,4 @@ class GSPO:
         log_ratio = sequence_log_ratio(scores, step)
         advantage = per_row(step.advantage, log_ratio, otherwise="GSPOToken")
         bound = bound_hit(log_ratio.exp(), advantage, self.clip_low, self.clip_high)
-        return Explanation(
-            log_ratio=log_ratio.expand_as(step.mask), bound=bound.expand_as(step.mask), level="sequence"
-        )
+        return Explanation(log_ratio=log_ratio.expand_as(step.mask), bound=bound.expand_as(step.mask), level="sequence")

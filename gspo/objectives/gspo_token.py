@@ -7,7 +7,7 @@ Zheng et al. 2025, https://arxiv.org/abs/2507.18071, section 4.3
 
 With one advantage per sequence the value, the clip condition and the gradient are those of GSPO (a test says so).
 Departures: none. Certainty: read in the paper.
-TRL: trl.experimental.gspo_token, importance_sampling_level="sequence_token". verl: what loss_mode="gspo" computes.
+TRL: trl.experimental.gspo_token where present (not in 1.16). verl: what loss_mode="gspo" computes.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,8 @@
     loss = -(gain_objective * weight).sum() + kl_coef * mean KL - entropy_coef * mean entropy
 
 The KL estimators are those of `gspo.kl`. "token" averages over the step's trained units; "sequence" averages within
-each rollout first. TRL's `beta` is k3 with the averaging of its loss_type; verl's kl_loss_coef likewise.
+each rollout first. TRL's `beta` has the averaging of its loss_type; since 1.16 its default is "unbiased", and k3 is
+use_bias_correction_kl=False. verl: kl_loss_coef with kl_loss_type.
 """
 
 from dataclasses import dataclass

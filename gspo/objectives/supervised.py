@@ -1,6 +1,6 @@
 """Maximum likelihood of given completions: the cold start and `gspo sft`.
 
-    J(theta) = 1/N sum_i sum_t log pi(y_it | x_i, y_i<t),   N = trained units of the step
+J(theta) = 1/N sum_i sum_t log pi(y_it | x_i, y_i<t),   N = trained units of the step
 """
 
 from dataclasses import dataclass

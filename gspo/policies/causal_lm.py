@@ -78,9 +78,7 @@ class TokenScorer:
             vocabulary=self.network.vocabulary,
         )
         blank = torch.zeros(part.mask.shape, dtype=logprobs.dtype, device=device)
-        return Scores(
-            logprobs=blank.index_put((row, unit), logprobs), entropy=blank.index_put((row, unit), entropies)
-        )
+        return Scores(logprobs=blank.index_put((row, unit), logprobs), entropy=blank.index_put((row, unit), entropies))
 
     def micro_batches(self, step: Step) -> list[list[int]]:
         """Rows, longest first, cut so that forward rows x padded width stays in the budget (one alone may exceed it).

@@ -23,7 +23,9 @@ class Network:
         self.output = base.get_output_embeddings()
         self.softcap = getattr(self.config, "final_logit_softcapping", None)
         # Cohere multiplies its logits, Granite divides them.
-        self.scale = getattr(self.config, "logit_scale", None) or 1.0 / (getattr(self.config, "logits_scaling", None) or 1)
+        self.scale = getattr(self.config, "logit_scale", None) or 1.0 / (
+            getattr(self.config, "logits_scaling", None) or 1
+        )
         if self.output is None:
             raise ValueError(f"{type(base).__name__} has no output embeddings: not a causal language model")
         self.vocabulary = self.output.weight.shape[0]

@@ -28,6 +28,7 @@ class Renderer:
         self.system_prompt = system_prompt
         self.chat = chat
         self.strip_thinking = strip_thinking
+        self._pieces: dict[int, str] = {}
         self.stop_ids = _stop_ids(tokenizer, generation, stop)
         self.end_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else self.stop_ids[0]
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_ids[0]
@@ -52,7 +53,7 @@ class Renderer:
             raise ValueError('the data has chat messages but chat = "never"; set chat = "auto"')
         if self.tokenizer.chat_template is None:
             raise ValueError(
-                "the prompt is a conversation (or has a system prompt) but this model's tokenizer has no chat template; "
+                "the prompt is a conversation (or has a system prompt) but this model has no chat template; "
                 "use text prompts, or a chat model"
             )
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
@@ -75,7 +76,10 @@ class Renderer:
 
     def pieces(self, ids: tuple[int, ...]) -> list[str]:
         """One readable piece per token, for reports."""
-        return [self.tokenizer.decode([i]) for i in ids]
+        for i in ids:
+            if i not in self._pieces:
+                self._pieces[i] = self.tokenizer.decode([i])
+        return [self._pieces[i] for i in ids]
 
 
 def _stop_ids(tokenizer: Any, generation: GenerationConfig | None, stop: tuple[str, ...]) -> tuple[int, ...]:

@@ -260,9 +260,7 @@ def _rule(value: float, label: str, y: Axis) -> str:
     return f'<path class="rule" d="M{LEFT} {at}H{RIGHT}"/>{text}'
 
 
-def _stairs(
-    steps: Sequence[float], half: float, low: Sequence[float], high: Sequence[float], x: Axis, y: Axis
-) -> str:
+def _stairs(steps: Sequence[float], half: float, low: Sequence[float], high: Sequence[float], x: Axis, y: Axis) -> str:
     along = [(x.at(s - half), x.at(s + half), y.at(a), y.at(b)) for s, a, b in zip(steps, low, high, strict=True)]
     top = "".join(f"V{b}H{right}" for _, right, _, b in along)
     bottom = "".join(f"V{a}H{left}" for left, _, a, _ in reversed(along))

@@ -151,9 +151,7 @@ def _length(lines: Sequence[Line]) -> str:
     low = Series(name="min", values=column(lines, "completions/min_length"), color=_COLORS[3], style="faint")
     high = Series(name="max", values=column(lines, "completions/max_length"), color=_COLORS[3], style="faint")
     band = Band(low=low, high=high) if finite(low.values) and finite(high.values) else None
-    note = (
-        "Stop token included; the area spans the shortest and the longest. A maximum on the limit means cut answers."
-    )
+    note = "Stop token included; the area spans the shortest and the longest. A maximum on the limit means cut answers."
     chart = Chart(
         title="Completion length", unit="tokens", note=note, steps=_steps(lines), series=[mean], band=band, floor=0.0
     )

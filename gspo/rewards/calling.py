@@ -210,9 +210,7 @@ class Call:
             for i in range(len(batch)):
                 yield (
                     i,
-                    self._attempt(
-                        lambda i=i: self._outcomes(self.function(**self._lists(batch.rows(i, i + 1))), 1)[0]
-                    ),
+                    self._attempt(lambda i=i: self._outcomes(self.function(**self._lists(batch.rows(i, i + 1))), 1)[0]),
                 )
             return
         yield from enumerate(outcomes)

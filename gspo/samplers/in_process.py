@@ -15,8 +15,8 @@ from transformers import DynamicCache
 
 from gspo.policies.network import Network
 from gspo.samplers.base import SampleRequest
-from gspo.sampling import draw
 from gspo.samplers.streams import stream_keys, uniforms
+from gspo.sampling import draw
 from gspo.types import Completion
 
 COMPACT_BELOW = 0.75

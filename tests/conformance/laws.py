@@ -139,4 +139,3 @@ EVERY_LAW = (
 
 POLICY_GRADIENT_LAWS = (at_ratio_one_the_gradient_is_minus_advantage_times_weight,)
 """Laws for objectives that push log-probs along an advantage."""
-

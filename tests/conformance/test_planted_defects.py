@@ -92,7 +92,10 @@ DEFECTS = [
     (Defective("product ratio", gains=_sum_ratio), laws.at_ratio_one_the_gradient_is_minus_advantage_times_weight),
     (Defective("inverted ratio", gains=_inverted), laws.at_ratio_one_the_gradient_is_minus_advantage_times_weight),
     (Defective("bonus", gains=_bonus_at_zero_advantage), laws.zero_advantage_zero_gradient),
-    (Defective("0/0", gains=_divides_by_length, weigh=lambda s, c: s.mask / s.mask.sum()), laws.a_step_of_nothing_is_zero),
+    (
+        Defective("0/0", gains=_divides_by_length, weigh=lambda s, c: s.mask / s.mask.sum()),
+        laws.a_step_of_nothing_is_zero,
+    ),
     (
         Defective("forgets empty rows", weigh=lambda s, c: row_mean(s, {"rollouts": int(s.mask.any(1).sum()) - 2})),
         laws.empty_rows_count_in_row_denominators,

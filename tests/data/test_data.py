@@ -181,9 +181,7 @@ def test_verl_parquet(tmp_path):
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
     data = load(path=str(tmp_path / "train.parquet"))
     row = data.train[0]
-    assert (
-        row["answer"] == row["reward_model"]["ground_truth"] and row["extra_info"]["index"] == int(row["answer"]) - 1
-    )
+    assert row["answer"] == row["reward_model"]["ground_truth"] and row["extra_info"]["index"] == int(row["answer"]) - 1
     assert row["prompt"][0]["role"] == "user" and "verl columns" in data.reading
     assert "reward_model.ground_truth" in data.reading and data.rewards[0].name == "math"
 

@@ -10,8 +10,8 @@ from gspo.policies.causal_lm import CausalLM
 from gspo.policies.master import AdamW
 from gspo.sampling import Sampling
 from gspo.sinks import Console
-from gspo.train.parts import build, export_model
-from gspo.train.supervised import train_supervised
+from gspo.training.parts import build, export_model
+from gspo.training.supervised import train_supervised
 
 
 def fine_tune(args: argparse.Namespace, overrides: Sequence[str], plain: bool | None) -> Path:

@@ -42,6 +42,8 @@ class TrainState:
     """Wall-clock time spent in the run so far."""
     before: dict[str, Any] = field(default_factory=dict)
     """Held-out scores before training, and examples."""
+    after: dict[str, Any] = field(default_factory=dict)
+    """Newest held-out scores, and examples."""
     advantage: Any = None
     """State of the advantage estimator."""
     objective: Any = None

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gspo.renderers import Renderer
-from gspo.train.update import Update
+from gspo.training.update import Update
 from gspo.types import Group
 
 
@@ -107,6 +107,10 @@ def _logprobs_by_rollout(updates: Sequence[Update]) -> dict[int, tuple[list[floa
     return found
 
 
+SKIPPED = {"log_ratio": float("nan"), "bound": "none", "clipped_low": 0, "clipped_high": 0, "skipped": True}
+"""Ledger facts of a sequence whose gradient was known to be 0 and which skipped the network."""
+
+
 def write_ledger(folder: RunFolder, step: int, updates: Sequence[Update]) -> None:
     """One row per sequence per update: what its ratio was, which bound it hit, how hard it pulled."""
     rows: list[dict[str, Any]] = []
@@ -127,9 +131,7 @@ def write_ledger(folder: RunFolder, step: int, updates: Sequence[Update]) -> Non
                     "length": len(sample.completion_ids),
                     "advantage": sample.advantage,
                     "gradient_share": float(pull[row] / total),
-                    **facts.get(
-                        row, {"log_ratio": None, "bound": "none", "clipped_low": 0, "clipped_high": 0, "skipped": True}
-                    ),
+                    **facts.get(row, SKIPPED),
                 }
             )
     _write(folder.ledger, step, rows)

@@ -8,7 +8,7 @@ import torch
 
 from gspo.collectors.base import Collected
 from gspo.collectors.refill import has_spread
-from gspo.train.update import Update
+from gspo.training.update import Update
 from gspo.types import Group
 
 Metrics = dict[str, float]

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
-
 from gspo.data import Row, rows_at
 from gspo.objectives.supervised import Supervised
 from gspo.policies.causal_lm import CausalLM
 from gspo.renderers import Renderer
-from gspo.train.batch import assemble
+from gspo.training.batch import assemble
 from gspo.types import Sample
 
 
@@ -54,5 +53,3 @@ def train_supervised(
         if is_done(step + 1, result.loss):
             return step + 1
     return steps
-
-

@@ -20,12 +20,12 @@ from gspo.policies.master import AdamW
 from gspo.report import build_report
 from gspo.sampling import Sampling
 from gspo.sinks import Console, JsonlSink, Record, Sink, TensorBoardSink, TrackioSink, WandbSink, truncate_after
-from gspo.train.evaluate import EvaluationResult, evaluate
-from gspo.train.folder import RunFolder, write_json
-from gspo.train.loop import evaluate_policy, evaluation_metrics, train_steps
-from gspo.train.parts import Given, Parts, build, choose_threads, export_model, frozen_reference, saved_reference
-from gspo.train.state import TrainState, load_newest, save
-from gspo.train.supervised import train_supervised
+from gspo.training.evaluate import evaluate
+from gspo.training.folder import RunFolder, write_json
+from gspo.training.loop import evaluate_policy, evaluation_metrics, evaluation_record, train_steps
+from gspo.training.parts import Given, Parts, build, choose_threads, export_model, frozen_reference, saved_reference
+from gspo.training.state import TrainState, load_newest, save
+from gspo.training.supervised import train_supervised
 
 COLD_START_PROBLEMS = 200
 
@@ -62,7 +62,8 @@ def start(config: RunConfig, given: Given = Given(), console: Console | None = N
             before = evaluate_policy(parts)
             state = TrainState(
                 threads=threads,
-                before={"scores": _scores(before), "examples": _examples(before), "cold_start_steps": supervised},
+                advantage=parts.advantage.init(),
+                before={**evaluation_record(before), "cold_start_steps": supervised},
                 seconds=time.perf_counter() - started,
             )
             sinks = _sinks(config, folder, console)
@@ -247,21 +248,12 @@ def _dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _scores(results: dict[str, EvaluationResult]) -> dict[str, float]:
-    return {name.removeprefix("eval/"): value for name, value in evaluation_metrics(results).items()}
-
-
-def _examples(results: dict[str, EvaluationResult]) -> list[dict[str, Any]]:
-    return list(results[""].examples) if results else []
-
-
 def _summary(parts: Parts, state: TrainState, folder: RunFolder, finished: bool) -> dict[str, Any]:
     config = parts.config
-    after = evaluate_policy(parts)
     packages = ("gspo", "torch", "transformers")
     return {
         "before": state.before.get("scores", {}),
-        "after": _scores(after),
+        "after": state.after.get("scores", {}),
         "seconds": state.seconds,
         "steps": state.step,
         "finished": finished,
@@ -276,7 +268,7 @@ def _summary(parts: Parts, state: TrainState, folder: RunFolder, finished: bool)
         "device": _device_name(config.device),
         "threads": state.threads,
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
-        "examples": {"before": state.before.get("examples", []), "after": _examples(after)},
+        "examples": {"before": state.before.get("examples", []), "after": state.after.get("examples", [])},
         "best": state.best,
     }
 
@@ -289,5 +281,3 @@ def _device_name(device: str) -> str:
 def read_summary(folder: Path) -> dict[str, Any]:
     """summary.json of a run."""
     return json.loads((folder / "summary.json").read_text())
-
-

@@ -11,14 +11,14 @@ import torch
 from gspo.collectors.base import Collected
 from gspo.policies.causal_lm import TokenScorer
 from gspo.sinks import Record, Sink
-from gspo.train.batch import MiniBatch, advantage_input, assemble, flatten, mini_batches
-from gspo.train.evaluate import EvaluationResult, evaluate
-from gspo.train.folder import RunFolder, write_ledger, write_rollouts
-from gspo.train.metrics import Metrics, rollout_metrics, update_metrics
-from gspo.train.parts import Parts, export_model
-from gspo.train.schedule import learning_rate
-from gspo.train.state import TrainState, save
-from gspo.train.update import (
+from gspo.training.batch import MiniBatch, advantage_input, assemble, flatten, mini_batches
+from gspo.training.evaluate import EvaluationResult, evaluate
+from gspo.training.folder import RunFolder, write_ledger, write_rollouts
+from gspo.training.metrics import Metrics, rollout_metrics, update_metrics
+from gspo.training.parts import Parts, export_model
+from gspo.training.schedule import learning_rate
+from gspo.training.state import TrainState, save
+from gspo.training.update import (
     Mismatch,
     Update,
     first_forward,
@@ -46,7 +46,7 @@ def train_steps(
 
         parts.sampler.sync_weights(parts.policy, state.version)
         collected = parts.collector.collect(state.cursor, state.step)
-        advantage, advantage_state = config.advantage(advantage_input(collected.groups), state.advantage)
+        advantage, advantage_state = parts.advantage(advantage_input(collected.groups), state.advantage)
         samples = flatten(collected.groups, advantage, config.collector.drop_truncated)
 
         batches = [
@@ -57,9 +57,8 @@ def train_steps(
             choice, mismatch = settle_old_logprobs(parts, state, batches[0])
             batches = prepare(batches, parts.policy, reference, rescore_old=choice == "policy")
         with clock.time("update"):
-            updates = run_updates(
-                parts.policy, batches, parts.terms, config.epochs, lambda i: _lr(parts, state.version + i)
-            )
+            rates = [_lr(parts, state.version + i) for i in range(config.updates_per_step * config.epochs)]
+            updates = run_updates(parts.policy, batches, parts.terms, config.epochs, rates)
         choice, mismatch = watch_old_logprobs(parts, choice, mismatch, updates)
 
         state = replace(
@@ -89,7 +88,7 @@ def train_steps(
             with clock.time("evaluate"):
                 results = evaluate_policy(parts)
                 metrics |= evaluation_metrics(results)
-                state = keep_best(parts, state, results, folder)
+                state = replace(keep_best(parts, state, results, folder), after=evaluation_record(results))
         state = replace(state, seconds=time.perf_counter() - started)
         seconds = time.perf_counter() - step_started
         metrics |= {"step_time": seconds, "tokens_per_second": _tokens(collected) / seconds}
@@ -116,7 +115,7 @@ def settle_old_logprobs(parts: Parts, state: TrainState, batch: MiniBatch) -> tu
 def watch_old_logprobs(
     parts: Parts, choice: str, mismatch: Mismatch | None, updates: Sequence[Update]
 ) -> tuple[str, Mismatch | None]:
-    """With the sampler's log-probs the first update measures the mismatch for free; "auto" leaves them when too wide."""
+    """With the sampler's log-probs the first update measures the mismatch for free; "auto" leaves them if too wide."""
     if choice == "policy":
         return choice, mismatch
     mismatch = first_forward(updates, parts.terms) or mismatch
@@ -146,15 +145,19 @@ def evaluation_metrics(results: dict[str, EvaluationResult]) -> Metrics:
     }
 
 
+def evaluation_record(results: dict[str, EvaluationResult]) -> dict[str, Any]:
+    """Scores and examples as summary.json has them."""
+    scores = {name.removeprefix("eval/"): value for name, value in evaluation_metrics(results).items()}
+    return {"scores": scores, "examples": list(results[""].examples) if results else []}
+
+
 def score_of(results: dict[str, EvaluationResult]) -> float:
     """What "best" means: held-out accuracy, or reward where there is no answer to compare with."""
     result = results[""]
     return result.reward if result.accuracy is None else result.accuracy
 
 
-def keep_best(
-    parts: Parts, state: TrainState, results: dict[str, EvaluationResult], folder: RunFolder
-) -> TrainState:
+def keep_best(parts: Parts, state: TrainState, results: dict[str, EvaluationResult], folder: RunFolder) -> TrainState:
     """Export the model under `best/` when its held-out score is the highest so far."""
     if not results or not score_of(results) > state.best:
         return state

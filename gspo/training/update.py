@@ -1,16 +1,15 @@
 """One rollout batch becomes optimizer updates: old log-probs chosen, weights counted, gradients taken."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from gspo.functional import explain
 from gspo.objectives.base import UnitObjective
 from gspo.policies.base import Policy, StepResult
 from gspo.policies.causal_lm import TokenScorer
-from gspo.train.batch import MiniBatch, with_old_logprobs, with_reference
+from gspo.training.batch import MiniBatch, with_old_logprobs, with_reference
 from gspo.types import Explanation, Scores, Step
 
 
@@ -28,7 +27,7 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class Mismatch:
-    """Sampler against policy at equal weights: absolute log-prob difference, and spread of the objective's log-ratio."""
+    """Sampler against policy at equal weights: log-prob differences, and spread of the objective's log-ratio."""
 
     mean: float
     max: float
@@ -106,11 +105,11 @@ def run_updates(
     batches: Sequence[MiniBatch],
     terms: Sequence[UnitObjective],
     epochs: int,
-    lr: Callable[[int], float],
+    rates: Sequence[float],
 ) -> list[Update]:
-    """`epochs` passes over the mini-batches, one optimizer update each; `lr` by update index in the rollout batch."""
+    """`epochs` passes over the mini-batches, one optimizer update each, with the learning rates `rates`."""
     passes = [batch for _ in range(epochs) for batch in batches]
-    return [update(policy, batch, terms, lr(i)) for i, batch in enumerate(passes)]
+    return [update(policy, batch, terms, lr) for batch, lr in zip(passes, rates, strict=True)]
 
 
 def first_forward(updates: Sequence[Update], terms: Sequence[UnitObjective]) -> Mismatch | None:
@@ -120,5 +119,3 @@ def first_forward(updates: Sequence[Update], terms: Sequence[UnitObjective]) -> 
         return None
     step = first.batch.step.rows(first.rows)
     return measure_mismatch(terms, step, first.result.logprobs.to(step.mask.device))
-
-

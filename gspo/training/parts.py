@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gspo.advantages.base import AdvantageEstimator
 from gspo.collectors import Collector, Direct, GroupSource, Refill
 from gspo.config import RunConfig
 from gspo.data import Dataset, load_dataset
@@ -35,7 +36,11 @@ class Given:
     rewards: Sequence[Any] = ()
     """Callables."""
     objective: UnitObjective | None = None
-    """An objective that is not among the built-in ones."""
+    """In place of the settings' objective."""
+    terms: tuple[UnitObjective, ...] = ()
+    """Added to the settings' terms."""
+    advantage: AdvantageEstimator | None = None
+    """In place of the settings' estimator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,7 @@ class Parts:
     source: GroupSource
     collector: Collector
     terms: tuple[UnitObjective, ...]
+    advantage: AdvantageEstimator
 
     @property
     def needs_reference(self) -> bool:
@@ -115,6 +121,11 @@ def build(
     policy = CausalLM(scorer, config.optimizer)
     sampler = InProcess(network, renderer.stop_ids, renderer.pad_id, config.sampler_rows)
     chosen = tuple(given.rewards) or config.rewards or dataset.rewards
+    if with_rewards and not chosen:
+        raise ValueError(
+            f"the data ({dataset.reading}) brings no reward of its own; set [[rewards]] name = ... or function = "
+            '"file.py:function"'
+        )
     rewards = Rewards(chosen if with_rewards else [no_reward])
     source = GroupSource(
         rows=dataset.train,
@@ -141,7 +152,8 @@ def build(
         sampler=sampler,
         source=source,
         collector=collector,
-        terms=(given.objective or config.objective, *config.terms),
+        terms=(given.objective or config.objective, *config.terms, *given.terms),
+        advantage=given.advantage or config.advantage,
     )
 
 
@@ -162,7 +174,9 @@ def saved_reference(parts: Parts, folder: Any) -> TokenScorer:
     """The reference of a run that is being resumed: the weights that it started from."""
     if parts.config.lora.rank:
         return replace(parts.policy.scorer, without_adapters=True)
-    loaded = load_model(str(folder), dtype=_dtype_name(parts.policy.network.dtype), device=str(parts.policy.network.device))
+    loaded = load_model(
+        str(folder), dtype=_dtype_name(parts.policy.network.dtype), device=str(parts.policy.network.device)
+    )
     return replace(parts.policy.scorer, network=Network(loaded.model.requires_grad_(False)))
 
 

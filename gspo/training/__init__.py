@@ -1,0 +1,1 @@
+"""The loop and its surroundings. `gspo.train` is the function; this package is how it works."""
