@@ -51,6 +51,10 @@ def run(words: list[str]) -> int:
         return _fail(f"{error.filename}: {error.strerror}")
     except ValueError as error:
         return _fail(" ".join(str(error).split()))
+    except Exception as error:  # libraries in Rust have errors of their own for ENOSPC
+        if f"(os error {errno.ENOSPC})" not in str(error):
+            raise
+        return _fail("the disk is full (while writing); the last good checkpoint is kept")
 
 
 def usage() -> str:

@@ -88,7 +88,7 @@ def _reward(lines: Sequence[Line]) -> str:
 
 def _held_out(run: Run) -> str:
     lines = [line for line in run.lines if any(name.startswith("eval/") for name in line)]
-    sampled = column(lines, "eval/accuracy"), "sampled", _COLORS[0]
+    sampled = column(lines, "eval/accuracy"), "accuracy", _COLORS[0]
     greedy = column(lines, "eval/greedy_accuracy"), "greedy", _COLORS[1]
     series = [
         Series(name=name, values=values, color=color, style="points", readout=format_percent)

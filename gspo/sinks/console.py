@@ -207,8 +207,8 @@ def _fact_line(facts: Sequence[tuple[str, str]]) -> Columns:
 
 
 _ROWS = (
-    ("accuracy", "accuracy (sampled)", "{:.1%}"),
-    ("greedy_accuracy", "accuracy (greedy)", "{:.1%}"),
+    ("accuracy", "accuracy", "{:.1%}"),
+    ("greedy_accuracy", "greedy accuracy", "{:.1%}"),
     ("reward", "reward", "{:.3f}"),
     ("mean_length", "mean length (tokens)", "{:.1f}"),
 )

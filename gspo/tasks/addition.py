@@ -1,4 +1,4 @@
-"""Sums of two numbers as bare text, operands written with all their digits: "17+05=" -> "22"."""
+"""Sums of two numbers as bare text, every number written with all its digits: "17+05=" -> "022"."""
 
 from typing import Any
 
@@ -9,8 +9,9 @@ from gspo.tasks.base import SPLIT_SEED, Dataset, Row, Rows, answer_equals, optio
 def addition(options: dict[str, Any], seed: int, held_out_prompts: int) -> Dataset:
     """All pairs a, b in 0..10^digits - 1, a tenth of them held out of cold start and RL alike.
 
-    Option `digits` (default 2: 10,000 pairs, 1,000 held out). Operands are written with that many digits ("07+40="):
-    as numbers of fewer digits they would be rare formats of their own, which a tiny model gets wrong for being rare.
+    Option `digits` (default 2: 10,000 pairs, 1,000 held out). Operands are written with that many digits
+    and the sum with one more ("07+40=" -> "047"): shorter numbers would be rare formats of their own, which a tiny model
+    gets wrong for being rare.
     The split never depends on `seed`.
     """
     refuse_unknown("addition", options, ("digits",))
@@ -23,7 +24,7 @@ def addition(options: dict[str, Any], seed: int, held_out_prompts: int) -> Datas
 
     def row(i: int) -> Row:
         a, b = divmod(i, base)
-        return {"prompt": f"{a:0{digits}d}+{b:0{digits}d}=", "answer": str(a + b)}
+        return {"prompt": f"{a:0{digits}d}+{b:0{digits}d}=", "answer": f"{a + b:0{digits + 1}d}"}
 
     def with_completion(i: int) -> Row:
         return {**row(i), "completion": row(i)["answer"]}

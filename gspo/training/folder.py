@@ -107,13 +107,18 @@ def _logprobs_by_rollout(updates: Sequence[Update]) -> dict[int, tuple[list[floa
     return found
 
 
-SKIPPED = {"log_ratio": float("nan"), "bound": "none", "clipped_low": 0, "clipped_high": 0, "skipped": True}
+SKIPPED = {"log_ratio": float("nan"), "bound": "none", "skipped": True}
 """Ledger facts of a sequence whose gradient was known to be 0 and which skipped the network."""
 
 
 def write_ledger(folder: RunFolder, step: int, updates: Sequence[Update]) -> None:
-    """One row per sequence per update: what its ratio was, which bound it hit, how hard it pulled."""
+    """One row per sequence per update: what its ratio was, which bound it hit, how hard it pulled.
+
+    `bound` is that of a sequence ratio; token ratios have counts of clipped tokens instead.
+    """
     rows: list[dict[str, Any]] = []
+    has_tokens = any(u.result is not None and u.result.explanation.level == "token" for u in updates)
+    skipped = {**SKIPPED, "clipped_low": 0, "clipped_high": 0} if has_tokens else SKIPPED
     for index, update in enumerate(updates):
         pull = np.zeros(len(update.batch.samples))
         facts: dict[int, dict[str, Any]] = {}
@@ -131,7 +136,8 @@ def write_ledger(folder: RunFolder, step: int, updates: Sequence[Update]) -> Non
                     "length": len(sample.completion_ids),
                     "advantage": sample.advantage,
                     "gradient_share": float(pull[row] / total),
-                    **facts.get(row, SKIPPED),
+                    **skipped,
+                    **facts.get(row, {}),
                 }
             )
     _write(folder.ledger, step, rows)
@@ -145,17 +151,13 @@ def _row_facts(update: Update) -> dict[int, dict[str, Any]]:
     mean = gap.sum(dim=1) / mask.sum(dim=1).clamp(min=1)
     low = ((why.bound < 0) & mask).sum(dim=1).tolist()
     high = ((why.bound > 0) & mask).sum(dim=1).tolist()
-    is_sequence = why.level == "sequence"
-    facts = {}
+    facts: dict[int, dict[str, Any]] = {}
     for i, row in enumerate(update.rows):
-        bound = "none" if not is_sequence else "low" if low[i] else "high" if high[i] else "none"
-        facts[row] = {
-            "log_ratio": mean[i].item(),
-            "bound": bound,
-            "clipped_low": low[i],
-            "clipped_high": high[i],
-            "skipped": False,
-        }
+        facts[row] = {"log_ratio": mean[i].item(), "bound": "none", "skipped": False}
+        if why.level == "sequence":
+            facts[row]["bound"] = "low" if low[i] else "high" if high[i] else "none"
+        else:
+            facts[row] |= {"clipped_low": low[i], "clipped_high": high[i]}
     return facts
 
 
