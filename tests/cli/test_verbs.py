@@ -106,10 +106,11 @@ def test_plan(gspo, monkeypatch, tmp_path, name):
     assert ("memory, estimated" in said.out) == (model_of(name) == "tiny")
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (model_of(name) != "tiny")) for name in RECIPES]
+)
 def test_check(gspo, name):
-    model = model_of(name)
-    if model == SMOLLM2 and not (cache_folder() / SMOLLM2 / "config.json").exists():
+    if model_of(name) == SMOLLM2 and not (cache_folder() / SMOLLM2 / "config.json").exists():
         pytest.skip(f"{SMOLLM2} is not converted here")
     small = ("--group_size", 2, "--prompts_per_step", 4, "--sampling.max_completion_tokens", 4)
     said = gspo("check", name, *small)
