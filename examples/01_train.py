@@ -2,7 +2,7 @@
 
 import gspo
 
-STEPS = 10
+STEPS = 6
 
 if __name__ == "__main__":
     run = gspo.train(
@@ -12,7 +12,7 @@ if __name__ == "__main__":
         prompts_per_step=32,
         sampling={"max_completion_tokens": 6},
         optimizer={"lr": 3e-4},
-        cold_start={"steps": 60, "batch": 64, "stop_at": 0.1},
+        cold_start={"steps": 40, "batch": 64},
         evaluation={"every": 0, "prompts": 100},
     )
     print(

@@ -2,7 +2,7 @@
 
 import gspo
 
-STEPS = 40
+STEPS = 30
 PROMPTS = [f"{a}{b}" for a in "abcdefgh" for b in "abcdefgh"]
 
 

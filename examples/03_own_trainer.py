@@ -6,7 +6,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 import gspo
 from gspo.advantages import GroupStd
 
-STEPS = 40
+STEPS = 30
 PROMPTS, GROUP, LENGTH = 16, 16, 3
 UPDATES, MICRO_BATCHES = 2, 4
 DIGITS, END = 10, 10
@@ -31,10 +31,9 @@ def sample(model: torch.nn.Module, prompts: torch.Tensor) -> tuple[torch.Tensor,
     return tokens, ended_before == 0
 
 
-def reward_of(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """One point for saying the prompt's digit, and one for then ending."""
-    says_it = tokens[:, 1] == tokens[:, 0]
-    return says_it.float() + (says_it & (tokens[:, 2] == END) & (mask.sum(dim=1) == 2)).float()
+def reward_of(tokens: torch.Tensor) -> torch.Tensor:
+    """One point for saying the prompt's digit first."""
+    return (tokens[:, 1] == tokens[:, 0]).float()
 
 
 def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:
@@ -42,7 +41,7 @@ def train_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> floa
     prompts = torch.randint(DIGITS, (PROMPTS,)).repeat_interleave(GROUP)
     group = torch.arange(PROMPTS).repeat_interleave(GROUP)
     tokens, mask = sample(model, prompts)
-    rewards = reward_of(tokens, mask)
+    rewards = reward_of(tokens)
     advantage = gspo.advantages(GroupStd(), rewards, group)
     with torch.no_grad():
         old = logprobs_of(model, tokens)
@@ -72,4 +71,4 @@ if __name__ == "__main__":
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
     rewards = [train_step(model, optimizer) for _ in range(STEPS)]
-    print(f"sampled reward {rewards[0]:.3f} -> {rewards[-1]:.3f} of 2")
+    print(f"sampled reward {rewards[0]:.3f} -> {rewards[-1]:.3f}")

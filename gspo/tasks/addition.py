@@ -10,9 +10,8 @@ def addition(options: dict[str, Any], seed: int, held_out_prompts: int) -> Datas
     """All pairs a, b in 0..10^digits - 1, a tenth of them held out of cold start and RL alike.
 
     Option `digits` (default 2: 10,000 pairs, 1,000 held out). Operands are written with that many digits
-    and the sum with one more ("07+40=" -> "047"): shorter numbers would be rare formats of their own, which a tiny model
-    gets wrong for being rare.
-    The split never depends on `seed`.
+    and the sum with one more ("07+40=" -> "047"): shorter numbers would be rare formats of their own, which a tiny
+    model gets wrong for being rare. The split never depends on `seed`.
     """
     refuse_unknown("addition", options, ("digits",))
     digits = option(options, "digits", 2)

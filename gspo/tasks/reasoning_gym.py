@@ -23,7 +23,7 @@ def reasoning_gym(task: str, options: dict[str, Any], seed: int, held_out_prompt
 
     Options: the dataset's own (min_terms, max_digits, ...), `size` (questions drawn to train on), `seed`
     (instead of the run's), `instruction` (appended to every question, on a line of its own), `shots` (train questions
-    taken out and shown, with their answers, as earlier turns of every conversation: a base of right format to start from).
+    taken out and shown, with their answers, as earlier turns of every conversation: the right format to start from).
     """
     name = task.partition("/")[2]
     size, seed = option(options, "size", TRAIN_QUESTIONS), option(options, "seed", seed)

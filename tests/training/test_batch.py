@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gspo
+from gspo.advantages import GroupStd
 from gspo.models import TinyConfig, tiny_model
 from gspo.policies import CausalLM, Network
 from gspo.policies.causal_lm import TokenScorer
@@ -46,7 +47,7 @@ def group(number: int, rewards: tuple[float, ...], cut: tuple[int, ...] = ()) ->
 
 
 def samples(*groups: Group, drop_truncated: bool = False):
-    advantage, _ = gspo.config.GroupStd()(advantage_input(groups), None)
+    advantage, _ = GroupStd()(advantage_input(groups), None)
     return flatten(groups, advantage, drop_truncated)
 
 
