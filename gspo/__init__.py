@@ -2,20 +2,27 @@
 
 from typing import TYPE_CHECKING, Any
 
+from gspo.advantages import RLOO, BatchStd, GroupMean, GroupStd
 from gspo.functional import Loss, advantages, loss, weights
 from gspo.objectives import DAPO, GRPO, GSPO, DrGRPO, EntropyBonus, GSPOToken, ReferenceKL
 
 if TYPE_CHECKING:
     from gspo.training.api import train
+    from gspo.training.parts import Given
     from gspo.training.run import Run, resume
 
 __all__ = [
     "DAPO",
     "GRPO",
     "GSPO",
+    "RLOO",
+    "BatchStd",
     "DrGRPO",
     "EntropyBonus",
     "GSPOToken",
+    "Given",
+    "GroupMean",
+    "GroupStd",
     "Loss",
     "ReferenceKL",
     "Run",
@@ -26,7 +33,12 @@ __all__ = [
     "weights",
 ]
 
-_LATER = {"train": "gspo.training.api", "resume": "gspo.training.run", "Run": "gspo.training.run"}
+_LATER = {
+    "train": "gspo.training.api",
+    "resume": "gspo.training.run",
+    "Run": "gspo.training.run",
+    "Given": "gspo.training.parts",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ from gspo.rewards.base import RewardConfig
 from gspo.tasks import load_task
 from gspo.tasks.base import SPLIT_SEED, Dataset, Row, Rows, answer_equals, permutation
 
-__all__ = ["DataConfig", "Dataset", "Row", "Rows", "load_dataset", "order", "rows_at"]
+__all__ = ["DataConfig", "Dataset", "Row", "Rows", "hold_out", "load_dataset", "order", "rows_at"]
 
 ANSWERS = ("answer", "solution", "ground_truth")
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
@@ -105,7 +105,7 @@ def _from_path(config: DataConfig) -> Dataset:
         shared = sum(_key(row) in known for row in held_out)
         split = f"{len(held_out):,} {source}, {shared} of their prompts also in the training rows"
     else:
-        train, held_out = _hold_out(rows, config.held_out_prompts)
+        train, held_out = hold_out(rows, config.held_out_prompts)
         dropped = len(rows) - len(train) - len(held_out)
         split = f"{len(held_out):,} prompts held out of them by a fixed permutation"
         split += f", {dropped} repeats of those dropped" if dropped else ""
@@ -130,7 +130,7 @@ def _default_rewards(rows: Sequence[Row], layout: str) -> tuple[tuple[RewardConf
     return (RewardConfig(name=name),), f"; reward {name!r} against the column `answer` unless rewards are set"
 
 
-def _hold_out(rows: list[Row], wanted: int) -> tuple[list[Row], list[Row]]:
+def hold_out(rows: list[Row], wanted: int) -> tuple[list[Row], list[Row]]:
     """Whole prompts are held out: a row with the same prompt as a held-out one is not trained on."""
     prompts = list(dict.fromkeys(_key(row) for row in rows))
     count = min(wanted, len(prompts) // 10) or min(wanted, 1, len(prompts) - 1)

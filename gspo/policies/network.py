@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 
 class Network:
@@ -61,7 +60,10 @@ class Network:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
 
-    def new_cache(self) -> DynamicCache:
+    def new_cache(self) -> Any:
+        """An empty key-value cache."""
+        from transformers import DynamicCache
+
         return DynamicCache(config=self.config)
 
     def next_logits(self, ids: Tensor, cache: Any, positions: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,8 +2,6 @@
 
 from typing import Any, Literal
 
-from transformers import GenerationConfig
-
 Messages = list[dict[str, Any]]
 Prompt = str | Messages
 
@@ -18,7 +16,7 @@ class Renderer:
         self,
         tokenizer: Any,
         *,
-        generation: GenerationConfig | None = None,
+        generation: Any = None,
         system_prompt: str = "",
         chat: Literal["auto", "always", "never"] = "auto",
         stop: tuple[str, ...] = (),
@@ -36,7 +34,7 @@ class Renderer:
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids that the completion follows. An empty prompt is refused."""
         if isinstance(prompt, str) and self.chat != "always" and not self.system_prompt:
-            ids = self.tokenizer(prompt)["input_ids"]
+            ids = self.encode(prompt)
             # Some tokenizers end every text with the end token; a prompt must stay open.
             ids = ids[:-1] if ids and ids[-1] in self.stop_ids else ids
         else:
@@ -46,6 +44,13 @@ class Renderer:
         if not ids:
             raise ValueError(f"the prompt {prompt!r} has no tokens under this tokenizer")
         return tuple(ids)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of bare text. Text that the tokenizer has no tokens for is refused, not replaced."""
+        try:
+            return self.tokenizer(text)["input_ids"]
+        except Exception as error:  # tokenizers raises nothing more particular
+            raise ValueError(f"the model's tokenizer cannot encode {text[:80]!r}: {error}") from error
 
     def messages(self, prompt: Prompt) -> Messages:
         """The conversation that the chat template renders, the system prompt first."""
@@ -82,7 +87,7 @@ class Renderer:
         return [self._pieces[i] for i in ids]
 
 
-def _stop_ids(tokenizer: Any, generation: GenerationConfig | None, stop: tuple[str, ...]) -> tuple[int, ...]:
+def _stop_ids(tokenizer: Any, generation: Any, stop: tuple[str, ...]) -> tuple[int, ...]:
     found: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     configured = None if generation is None else generation.eos_token_id
     found += configured if isinstance(configured, list) else [] if configured is None else [configured]

@@ -6,12 +6,11 @@ of weights and counters alone: the same state samples the same bits.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from gspo.policies.network import Network
 from gspo.samplers.base import SampleRequest
@@ -123,7 +122,7 @@ class InProcess:
             )
         return _Drawn(ids=ids.cpu(), logprobs=logprobs.cpu(), lengths=total.cpu(), stopped=stopped.cpu())
 
-    def _prefill(self, requests: list[SampleRequest], counts: Tensor) -> tuple[DynamicCache, Tensor, Tensor]:
+    def _prefill(self, requests: list[SampleRequest], counts: Tensor) -> tuple[Any, Tensor, Tensor]:
         """Each prompt once, left-padded; then the cache, the next-token logits and the mask repeated per completion."""
         width = max(len(r.prompt_ids) for r in requests)
         ids = np.full((len(requests), width), self.pad_id, dtype=np.int64)

@@ -9,11 +9,11 @@ from typing import Any
 from gspo.advantages import Advantage
 from gspo.advantages.base import AdvantageEstimator
 from gspo.config import validate
-from gspo.data import Dataset, Row
+from gspo.data import Dataset, Row, hold_out
 from gspo.objectives import Objective, Term
 from gspo.objectives.base import UnitObjective
 from gspo.rewards import RewardConfig
-from gspo.tasks.base import SPLIT_SEED, answer_equals, permutation
+from gspo.tasks.base import answer_equals
 from gspo.training.parts import Given
 from gspo.training.run import Run, start
 
@@ -99,9 +99,7 @@ def _dataset(data: str | dict[str, Any] | Sequence[Row] | Dataset) -> Dataset | 
     bad = [i for i, row in enumerate(rows) if not isinstance(row, dict) or "prompt" not in row]
     if bad or not rows:
         raise ValueError(f"data row {bad[0] if bad else 0} has no 'prompt'; rows are dicts with a prompt and columns")
-    order = permutation(SPLIT_SEED, 0, len(rows))
-    number = min(200, len(rows) // 10)
-    held_out, kept = [rows[i] for i in order[:number]], [rows[i] for i in order[number:]]
+    kept, held_out = hold_out(rows, 200)
     has_answers = all("answer" in row for row in rows)
     return Dataset(
         name="python",
@@ -109,7 +107,7 @@ def _dataset(data: str | dict[str, Any] | Sequence[Row] | Dataset) -> Dataset | 
         held_out=held_out,
         rewards=(),
         is_correct=answer_equals if has_answers else None,
-        reading=f"{len(rows)} rows given from Python, {number} of them held out",
+        reading=f"{len(rows)} rows given from Python, {len(held_out)} prompts of them held out",
     )
 
 

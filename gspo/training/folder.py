@@ -22,6 +22,7 @@ class RunFolder:
     path: Path
 
     config = property(lambda self: self.path / "config.toml")
+    given = property(lambda self: self.path / "given.json")
     metrics = property(lambda self: self.path / "metrics.jsonl")
     checkpoints = property(lambda self: self.path / "checkpoints")
     rollouts = property(lambda self: self.path / "rollouts")

@@ -42,6 +42,14 @@ class Given:
     advantage: AdvantageEstimator | None = None
     """In place of the settings' estimator."""
 
+    def names(self) -> list[str]:
+        """Which parts were given as objects: what settings alone cannot bring back."""
+        return [name for name in ("model", "data", "rewards", "objective", "terms", "advantage") if self._has(name)]
+
+    def _has(self, name: str) -> bool:
+        value = vars(self)[name]
+        return value is not None and value != ()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:

@@ -5,7 +5,7 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from gspo.config import RunConfig, apply_overrides, read_recipe, to_table, validate, write_toml
-from gspo.models import pick_device
+from gspo.models import pick_device, without_progress_bars
 from gspo.policies.causal_lm import CausalLM, TokenScorer
 from gspo.policies.master import AdamW
 from gspo.report import build_report
@@ -48,65 +48,80 @@ def start(config: RunConfig, given: Given = Given(), console: Console | None = N
     """A new run, from nothing to its report."""
     folder = RunFolder(new_folder(config))
     console = console or Console(config.steps, title=config.name)
-    try:
-        with stop_on_signals(console.message) as should_stop:
-            parts, threads = _build(config, given, console)
-            folder.path.mkdir(parents=True)
-            folder.config.write_text(write_toml(to_table(config)))
-            _say_what(parts, threads, folder, console)
-            started = time.perf_counter()
-            supervised = cold_start(parts, console, should_stop)
-            if supervised or (parts.needs_reference and not config.lora.rank):
-                export_model(parts, folder.initial)
-            reference = frozen_reference(parts) if parts.needs_reference else None
-            before = evaluate_policy(parts)
-            state = TrainState(
-                threads=threads,
-                advantage=parts.advantage.init(),
-                before={**evaluation_record(before), "cold_start_steps": supervised},
-                seconds=time.perf_counter() - started,
-            )
-            sinks = _sinks(config, folder, console)
-            for sink in sinks:
-                sink.write(Record(step=0, metrics=evaluation_metrics(before)))
-            save(folder.checkpoints, state, parts.policy.weights.state(), config.checkpoints.keep)
-            return _go(parts, state, reference, folder, sinks, console, should_stop)
-    finally:
-        console.close()
+    with ExitStack() as stack:
+        should_stop = _surroundings(stack, console)
+        parts, threads = _build(config, given, console, stack)
+        folder.path.mkdir(parents=True)
+        folder.config.write_text(write_toml(to_table(config)))
+        write_json(folder.given, given.names())
+        _say_what(parts, threads, folder, console)
+        started = time.perf_counter()
+        supervised = cold_start(parts, console, should_stop)
+        if supervised or (parts.needs_reference and not config.lora.rank):
+            export_model(parts, folder.initial)
+        reference = frozen_reference(parts) if parts.needs_reference else None
+        before = evaluate_policy(parts)
+        state = TrainState(
+            threads=threads,
+            advantage=parts.advantage.init(),
+            before={**evaluation_record(before), "cold_start_steps": supervised},
+            seconds=time.perf_counter() - started,
+        )
+        sinks = _sinks(config, folder, console, stack)
+        for sink in sinks:
+            sink.write(Record(step=0, metrics=evaluation_metrics(before)))
+        save(folder.checkpoints, state, parts.policy.weights.state(), config.checkpoints.keep)
+        return _go(parts, state, reference, folder, sinks, console, should_stop)
 
 
 def resume(
     path: Path, overrides: Sequence[tuple[str, Any]] = (), given: Given = Given(), plain: bool | None = None
 ) -> Run:
-    """Go on from the newest sound checkpoint of a run; `overrides` may extend it (`--steps`)."""
-    folder = RunFolder(path)
+    """Go on from the newest sound checkpoint of a run; `overrides` may extend it (`--steps`).
+
+    A run that was started from Python with objects (data, functions, a model) needs the same ones in `given`.
+    """
+    folder = RunFolder(Path(path))
     if not folder.config.is_file():
         raise ValueError(f"{path} is not a run folder: it has no config.toml")
     config = validate(apply_overrides(read_recipe(folder.config), overrides), str(folder.config))
+    needed = json.loads(folder.given.read_text()) if folder.given.is_file() else []
+    missing = [name for name in needed if name not in given.names()]
+    if missing:
+        raise ValueError(
+            f"{path} was started from Python with its own {', '.join(missing)}; resume it from Python with the same: "
+            f"gspo.resume({str(path)!r}, given=gspo.Given(...))"
+        )
     console = Console(config.steps, title=config.name, plain=plain)
-    try:
-        with stop_on_signals(console.message) as should_stop:
-            state, tensors = load_newest(folder.checkpoints, console.message)
-            config = replace(config, threads=state.threads)
-            parts, _ = _build(config, given, console)
-            parts.policy.weights.load(tensors)
-            reference = saved_reference(parts, folder.initial) if parts.needs_reference else None
-            folder.config.write_text(write_toml(to_table(config)))
-            truncate_after(folder.metrics, state.step)
-            folder.drop_after(state.step)
-            console.message(f"resuming {path} at step {state.step} of {config.steps}")
-            if state.step >= config.steps:
-                console.message(f"all {config.steps} steps are done; extend the run with --steps {config.steps * 2}")
-            return _go(parts, state, reference, folder, _sinks(config, folder, console), console, should_stop)
-    finally:
-        console.close()
+    with ExitStack() as stack:
+        should_stop = _surroundings(stack, console)
+        state, tensors = load_newest(folder.checkpoints, console.message)
+        config = replace(config, threads=state.threads)
+        parts, _ = _build(config, given, console, stack)
+        parts.policy.weights.load(tensors)
+        reference = saved_reference(parts, folder.initial) if parts.needs_reference else None
+        folder.config.write_text(write_toml(to_table(config)))
+        truncate_after(folder.metrics, state.step)
+        folder.drop_after(state.step)
+        console.message(f"resuming {path} at step {state.step} of {config.steps}")
+        if state.step >= config.steps:
+            console.message(f"all {config.steps} steps are done; extend the run with --steps {config.steps * 2}")
+        sinks = _sinks(config, folder, console, stack)
+        return _go(parts, state, reference, folder, sinks, console, should_stop)
 
 
-def _build(config: RunConfig, given: Given, console: Console) -> tuple[Parts, int]:
+def _surroundings(stack: ExitStack, console: Console) -> Callable[[], bool]:
+    """What a run borrows from its process and gives back: the terminal, threads, signals, progress bars."""
+    stack.callback(console.close)
+    stack.callback(torch.set_num_threads, torch.get_num_threads())
+    stack.enter_context(without_progress_bars())
+    return stack.enter_context(stop_on_signals(console.message))
+
+
+def _build(config: RunConfig, given: Given, console: Console, stack: ExitStack) -> tuple[Parts, int]:
     """Parts, on the run's number of threads."""
-    # One thread while weights are made: they must not depend on the machine.
-    torch.set_num_threads(1)
     parts = build(config, given, console.message)
+    stack.callback(parts.rewards.close)
     threads = choose_threads(config, sum(p.numel() for p in parts.loaded.model.parameters()))
     torch.set_num_threads(threads)
     return parts, threads
@@ -125,15 +140,11 @@ def _go(
         state = train_steps(parts, state, reference, folder, sinks, should_stop)
     except FloatingPointError as error:
         raise ValueError(
-            f"training diverged after step {state.step}: {error}; the last checkpoint is kept. Lower optimizer.lr, or "
-            f"look at {folder.path} with `gspo report`"
+            f"training diverged: {error}; the last checkpoint is kept. Lower optimizer.lr, or look at it with "
+            f"`gspo report {folder.path}`"
         ) from error
-    finally:
-        for sink in sinks:
-            sink.close()
-        parts.rewards.close()
     finished = state.step >= parts.config.steps
-    summary = _summary(parts, state, folder, finished)
+    summary = _summary(parts, state, finished)
     write_json(folder.summary, summary)
     if finished:
         export_model(parts, folder.model)
@@ -219,7 +230,7 @@ def stop_on_signals(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _sinks(config: RunConfig, folder: RunFolder, console: Console) -> list[Sink]:
+def _sinks(config: RunConfig, folder: RunFolder, console: Console, stack: ExitStack) -> list[Sink]:
     sinks: list[Sink] = [JsonlSink(folder.metrics), console]
     for tracker in config.trackers:
         if tracker == "tensorboard":
@@ -231,6 +242,8 @@ def _sinks(config: RunConfig, folder: RunFolder, console: Console) -> list[Sink]
             sinks.append(WandbSink(config.name, config=to_table(config)))
         else:
             sinks.append(TrackioSink(config.name, config=to_table(config)))
+    for sink in sinks:
+        stack.callback(sink.close)
     return sinks
 
 
@@ -248,7 +261,7 @@ def _dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _summary(parts: Parts, state: TrainState, folder: RunFolder, finished: bool) -> dict[str, Any]:
+def _summary(parts: Parts, state: TrainState, finished: bool) -> dict[str, Any]:
     config = parts.config
     packages = ("gspo", "torch", "transformers")
     return {

@@ -67,7 +67,7 @@ def save(folder: Path, state: TrainState, tensors: dict[str, Tensor], keep: int)
         (partial / MANIFEST).write_text(json.dumps(hashes, indent=1))
         for path in partial.iterdir():
             _sync(path)
-    except OSError:
+    except Exception:  # safetensors has an error of its own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(target, ignore_errors=True)
