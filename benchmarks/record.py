@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gspo.config import RunConfig, find_recipe, load_config
+from gspo.config import RunConfig
+from gspo.settings import find_recipe, load_config
 from gspo.training.evaluate import evaluate
 from gspo.training.parts import build
 from gspo.training.run import read_summary, resume, start

@@ -43,7 +43,8 @@ from rich.console import Console
 from rich.table import Table
 
 import gspo.sinks
-from gspo.config import RunConfig, load_config
+from gspo.config import RunConfig
+from gspo.settings import load_config
 from gspo.sinks import JsonlSink, Record
 from gspo.training.folder import RunFolder
 from gspo.training.loop import train_steps

@@ -13,7 +13,8 @@ from rich.console import Console as Terminal
 from rich.table import Table
 
 from gspo.cli.settings_help import settings_help
-from gspo.config import RunConfig, find_recipe, load_config, parse_overrides, read_recipe, recipe_folder
+from gspo.config import RunConfig
+from gspo.settings import find_recipe, load_config, parse_overrides, read_recipe, recipe_folder
 
 TERMINAL = Terminal()
 OTHER_SETTINGS = "\nFurther settings as in gspo train --help, such as --data.path FILE or --device cpu."
@@ -149,7 +150,7 @@ def _sampling(args: argparse.Namespace) -> Any:
 
 def _parts(args: argparse.Namespace, rest: Sequence[str], task: str = "") -> Any:
     """Model, data and rewards of `eval` and `sample`; further settings as overrides."""
-    from gspo.config import apply_overrides, validate
+    from gspo.settings import apply_overrides, validate
     from gspo.training.parts import build
 
     table: dict[str, Any] = {"model": args.model, "seed": args.seed}

@@ -8,11 +8,11 @@ from typing import Any
 
 from gspo.advantages import Advantage
 from gspo.advantages.base import AdvantageEstimator
-from gspo.config import validate
 from gspo.data import Dataset, Row, hold_out
 from gspo.objectives import Objective, Term
 from gspo.objectives.base import UnitObjective
 from gspo.rewards import RewardConfig
+from gspo.settings import validate
 from gspo.tasks.base import answer_equals
 from gspo.training.parts import Given
 from gspo.training.run import Run, start

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from gspo.config import RunConfig, apply_overrides, read_recipe, to_table, validate, write_toml
+from gspo.config import RunConfig
 from gspo.models import pick_device, without_progress_bars
 from gspo.policies.causal_lm import CausalLM, TokenScorer
 from gspo.policies.master import AdamW
 from gspo.report import build_report
 from gspo.sampling import Sampling
+from gspo.settings import apply_overrides, read_recipe, to_table, validate, write_toml
 from gspo.sinks import Console, JsonlSink, Record, Sink, TensorBoardSink, TrackioSink, WandbSink, truncate_after
 from gspo.training.evaluate import evaluate
 from gspo.training.folder import RunFolder, write_json

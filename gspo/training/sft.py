@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gspo.config import apply_overrides, parse_overrides, validate
 from gspo.policies.causal_lm import CausalLM
 from gspo.policies.master import AdamW
 from gspo.sampling import Sampling
+from gspo.settings import apply_overrides, parse_overrides, validate
 from gspo.sinks import Console
 from gspo.training.parts import build, export_model
 from gspo.training.supervised import train_supervised

@@ -8,7 +8,7 @@ import pytest
 from runs import SETTINGS
 
 from gspo.cli.main import run
-from gspo.config import apply_overrides, write_toml
+from gspo.settings import apply_overrides, write_toml
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from gspo.cli.idle import idle_settings
-from gspo.config import load_config
+from gspo.settings import load_config
 
 IDLE = {
     "one update": ("--updates_per_step 1", "the ratio is identically 1 and no clip bound acts (objective gspo"),

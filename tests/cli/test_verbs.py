@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gspo.cli.main import VERBS
 from gspo.cli.settings_help import field_docs
-from gspo.config import RunConfig, recipe_folder, validate
+from gspo.config import RunConfig
 from gspo.models import SMOLLM2, cache_folder
+from gspo.settings import recipe_folder, validate
 from gspo.training.run import read_summary
 
 RECIPES = sorted(path.stem for path in recipe_folder().glob("*.toml"))

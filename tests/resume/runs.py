@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from gspo.config import RunConfig, apply_overrides, validate
+from gspo.config import RunConfig
+from gspo.settings import apply_overrides, validate
 
 SETTINGS = {
     "name": "small",

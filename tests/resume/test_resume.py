@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from runs import SETTINGS, assert_same_run, metrics, settings, weights
 
-from gspo.config import write_toml
+from gspo.settings import write_toml
 from gspo.training.run import resume, start
 from gspo.training.state import checkpoints, damage, load_newest
 

@@ -7,16 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gspo.cli.idle import idle_settings
-from gspo.config import (
-    RunConfig,
-    apply_overrides,
-    load_config,
-    parse_overrides,
-    recipe_folder,
-    to_table,
-    validate,
-    write_toml,
-)
+from gspo.config import RunConfig
+from gspo.settings import apply_overrides, load_config, parse_overrides, recipe_folder, to_table, validate, write_toml
 
 RECIPES = sorted(recipe_folder().glob("*.toml"))
 

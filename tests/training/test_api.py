@@ -8,10 +8,10 @@ from transformers import AutoModelForCausalLM
 
 import gspo
 from gspo.advantages import RLOO
-from gspo.config import validate
 from gspo.models import TinyConfig, tiny_model
 from gspo.rewards import RewardConfig
 from gspo.sampling import Sampling
+from gspo.settings import validate
 from gspo.training.run import read_summary
 
 TINY = {"hidden_size": 16, "layers": 1, "heads": 2, "kv_heads": 2, "intermediate_size": 32}
