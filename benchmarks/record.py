@@ -20,7 +20,8 @@ from gspo.training.parts import build
 from gspo.training.run import read_summary, resume, start
 
 ROOT = Path(__file__).parent.parent
-ATTEMPTS = 4
+COMPLETIONS = 200
+"""Sampled completions at least, over all questions."""
 
 
 def interval(scores: np.ndarray, draws: int = 4000) -> dict[str, float]:
@@ -37,8 +38,9 @@ def measure(config: RunConfig, model: str) -> dict[str, dict[str, float]]:
     parts = build(replace(config, model=model), report=lambda text: None)
     distinct = {json.dumps(row["prompt"]): row for row in parts.dataset.held_out}
     rows = list(distinct.values())
-    found = {"questions": {"number": len(rows), "attempts": ATTEMPTS}}
-    for name, temperature, attempts in (("greedy", 0.0, 1), ("sampled", config.evaluation.temperature, ATTEMPTS)):
+    attempts_each = -(-COMPLETIONS // len(rows))
+    found = {"questions": {"number": len(rows), "attempts": attempts_each}}
+    for name, temperature, attempts in (("greedy", 0.0, 1), ("sampled", config.evaluation.temperature, attempts_each)):
         source = replace(parts.evaluation_source(temperature), group_size=attempts)
         result = evaluate(source, rows, parts.dataset.is_correct)
         found[f"{name}_reward"] = interval(np.nan_to_num(result.rewards))
