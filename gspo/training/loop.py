@@ -55,7 +55,7 @@ def train_steps(
         ]
         with clock.time("old_logprobs"):
             choice, mismatch = settle_old_logprobs(parts, state, batches[0])
-            batches = prepare(batches, parts.policy, reference, rescore_old=choice == "policy")
+            batches = prepare(batches, parts.policy, parts.terms, reference, rescore_old=choice == "policy")
         with clock.time("update"):
             rates = [_lr(parts, state.version + i) for i in range(config.updates_per_step * config.epochs)]
             updates = run_updates(parts.policy, batches, parts.terms, config.epochs, rates)

@@ -68,13 +68,24 @@ def is_sampler_sound(mismatch: Mismatch, terms: Sequence[UnitObjective]) -> bool
 
 
 def prepare(
-    batches: Sequence[MiniBatch], policy: Policy, reference: TokenScorer | None, rescore_old: bool
+    batches: Sequence[MiniBatch],
+    policy: Policy,
+    terms: Sequence[UnitObjective],
+    reference: TokenScorer | None,
+    rescore_old: bool,
 ) -> list[MiniBatch]:
-    """Old and reference log-probs in place, before the first update moves the weights."""
+    """Old and reference log-probs in place, before the first update moves the weights.
+
+    The policy scores just the rows that training will send through the network, so that both passes have the same
+    micro-batches and the ratio of the first update is 1 to the bit, in bf16 too.
+    """
     ready = []
     for batch in batches:
-        if rescore_old:
-            batch = with_old_logprobs(batch, policy.logprobs(batch.step).logprobs)
+        rows = live_rows(batch.step, terms)
+        if rescore_old and rows:
+            old = batch.step.old_logprobs.clone()
+            old[rows] = policy.logprobs(batch.step.rows(rows)).logprobs.to(old.dtype)
+            batch = with_old_logprobs(batch, old)
         if reference is not None:
             batch = with_reference(batch, reference.logprobs(batch.step).logprobs)
         ready.append(batch)
