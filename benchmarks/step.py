@@ -105,6 +105,7 @@ def settings(arguments: argparse.Namespace, **changes: Any) -> RunConfig:
         "optimizer.lr": LR,
         "evaluation.every": 0,
         "evaluation.prompts": 0,
+        "checkpoints.save_rollouts_every": 1,
         "cold_start.steps": 0,
         **changes,
     }
