@@ -204,7 +204,7 @@ def load_model(
         dtype = "float32" if size < 50e6 or where.type == "mps" else "bfloat16"
     model = model.to(where, getattr(torch, dtype))
     if lora.rank:
-        model = _with_lora(model, lora)
+        model = _with_lora(model, lora, seed)
     # Dropout would make the ratio of a policy to itself differ from 1.
     model.eval()
     return Loaded(model, loaded.tokenizer, loaded.source)
@@ -228,14 +228,16 @@ def _pretrained(path: str, name: str) -> Loaded:
     return Loaded(model, tokenizer, name)
 
 
-def _with_lora(model: nn.Module, lora: LoRA) -> nn.Module:
+def _with_lora(model: nn.Module, lora: LoRA, seed: int) -> nn.Module:
     try:
         from peft import LoraConfig, get_peft_model
     except ModuleNotFoundError as error:
         raise ValueError("lora.rank needs peft; run: pip install 'gspo[peft]'") from error
     targets: Any = list(lora.targets) or "all-linear"
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM")
-    adapted = get_peft_model(model, config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # adapters start random: a function of the run's seed, like everything else
+        adapted = get_peft_model(model, config)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

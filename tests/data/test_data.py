@@ -57,7 +57,8 @@ def test_the_default_is_addition_and_its_held_out_pairs_are_never_trained_on():
     ]
     row = data.train[0]
     a, b = row["prompt"].rstrip("=").split("+")
-    assert row["answer"] == str(int(a) + int(b)) == data.cold_start[0]["completion"]
+    assert row["answer"] == f"{int(a) + int(b):03d}" == data.cold_start[0]["completion"]
+    assert {len(prompt) for prompt in train | held} == {6}  # "07+40=": no operand is a rarer format than another
     assert data.is_correct(row["answer"] + "\n", row) and not data.is_correct("x", row)
     assert list(data.train[2:4]) == [data.train[2], data.train[3]]
 
