@@ -74,7 +74,7 @@ def draw(logits: Tensor, sampling: Sampling, uniform: np.ndarray) -> tuple[Tenso
         token = logits.argmax(dim=-1)
     else:
         cumulative = log_p.exp().cumsum(dim=-1)
-        point = torch.from_numpy(uniform).to(logits.device, cumulative.dtype)[:, None] * cumulative[:, -1:]
+        point = torch.from_numpy(uniform).to(cumulative.dtype).to(logits.device)[:, None] * cumulative[:, -1:]
         last = (cumulative < cumulative[:, -1:]).sum(dim=-1)  # the last token with any probability
         token = torch.minimum(torch.searchsorted(cumulative, point, right=True)[:, 0], last)
     return token, log_p.gather(1, token[:, None])[:, 0]
