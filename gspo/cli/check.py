@@ -80,7 +80,8 @@ def _time_update(parts: Parts, groups: tuple, table: Table) -> float:
     )
     reference = frozen_reference(parts) if parts.needs_reference else None
     started = time.perf_counter()
-    (batch,) = prepare([MiniBatch(samples=rows, step=step)], parts.policy, parts.terms, reference, rescore_old=not sound)
+    whole = MiniBatch(samples=rows, step=step)
+    (batch,) = prepare([whole], parts.policy, parts.terms, reference, rescore_old=not sound)
     weights = [term.weights(batch.step, term.counts(batch.step)) for term in parts.terms]
     parts.policy.forward_backward(batch.step, weights, parts.terms)
     parts.policy.weights.clear()

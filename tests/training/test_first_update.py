@@ -1,4 +1,4 @@
-"""The first update of a rollout batch is on-policy to the bit, whatever the dtype and whichever rows skip the network."""
+"""The first update of a rollout batch is on-policy to the bit, in any dtype and whichever rows skip the network."""
 
 import pyarrow.parquet as pq
 import pytest
