@@ -7,6 +7,7 @@ all ranks), so any split of the rows adds up exactly to the same loss and gradie
 |---|---|---|---|
 | `row_mean` | 1 / (rollouts x units of the rollout) | grpo | seq-mean-token-mean |
 | `unit_mean` | 1 / units of the step | dapo | token-mean |
+| `row_sum` | 1 / rollouts | luspo | seq-mean-token-sum |
 | `constant_mean` | 1 / (rollouts x max_length) | dr_grpo | seq-mean-token-sum-norm (which forgets the rollouts) |
 
 Where one rollout became several rows, its share is divided over its rows by trained units.
@@ -43,6 +44,11 @@ def row_mean(step: Step, counts: Counts) -> Float[Tensor, "B U"]:
     """(1/B) sum_i (1/|y_i|) sum_t: every rollout weighs the same, whatever its length."""
     mask = step.mask.to(exact_dtype(step.mask.device))
     return mask / (_units_of_rollout(step) * max(counts["rollouts"], 1))
+
+
+def row_sum(step: Step, counts: Counts) -> Float[Tensor, "B U"]:
+    """(1/B) sum_i sum_t: a rollout weighs as much as it is long."""
+    return step.mask.to(exact_dtype(step.mask.device)) / max(counts["rollouts"], 1)
 
 
 def unit_mean(step: Step, counts: Counts) -> Float[Tensor, "B U"]:

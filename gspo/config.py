@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gspo.advantages import Advantage, GroupStd
+from gspo.corrections import AnyCorrection
 from gspo.data import DataConfig
 from gspo.models import TINY, Dtype, LoRA, TinyConfig
 from gspo.objectives import GSPO, Objective, Term
@@ -167,7 +168,9 @@ class RunConfig:
     objective: Objective = field(default_factory=GSPO)
     """Objective by name, or a table with its fields."""
     terms: tuple[Term, ...] = ()
-    """Terms added to the objective: reference_kl, entropy_bonus."""
+    """Terms added to the objective: reference_kl, old_kl, entropy_bonus, adaptive_entropy."""
+    corrections: tuple[AnyCorrection, ...] = ()
+    """Detached multipliers on the objective: token_tis, sequence_tis, token_mask, sequence_mask, icepop, ..."""
     advantage: Advantage = field(default_factory=GroupStd)
     """Advantage estimator by name, or a table with its fields."""
     sampling: Sampling = field(default_factory=Sampling)

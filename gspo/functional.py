@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from gspo.advantages.base import AdvantageEstimator, AdvantageInput
-from gspo.objectives.base import UnitObjective
-from gspo.types import Explanation, Scores, Step
+from gspo.objectives.base import Composite, UnitObjective
+from gspo.ratio import bounded
+from gspo.types import Explanation, Need, Scores, Step
 
 Terms = UnitObjective | Sequence[UnitObjective]
 """One objective, or several terms that add up: `(GSPO(), ReferenceKL(coef=1e-3))`."""
@@ -32,7 +33,9 @@ class Loss:
 
 
 def as_terms(objective: Terms) -> tuple[UnitObjective, ...]:
-    return tuple(objective) if isinstance(objective, Sequence) else (objective,)
+    """Terms one by one; an objective that adds a term of its own (TRPA's KL) is followed by it."""
+    given = tuple(objective) if isinstance(objective, Sequence) else (objective,)
+    return tuple(part for term in given for part in (term, *(term.adds if isinstance(term, Composite) else ())))
 
 
 def weights(
@@ -42,16 +45,22 @@ def weights(
     rewards: Tensor | None = None,
     old_logprobs: Tensor | None = None,
     length: Tensor | None = None,
+    sampler_logprobs: Tensor | None = None,
+    old_entropy: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
     """Weight of every unit, [B,T], computed once over the whole optimizer step before any forward pass.
 
-    mask [B,T] bool: trained units. group, rewards, length [B] and old_logprobs [B,T] are read by objectives that
-    need them. Returns float64 (float32 on MPS); a tuple of them for several terms. Rows of it go with the same
-    rows in `loss`, whatever the split.
+    mask [B,T] bool: trained units. group, rewards, length [B] and old_logprobs, sampler_logprobs, old_entropy [B,T] are
+    read by objectives and corrections that need them. Returns float64 (float32 on MPS); a tuple of them for several
+    terms. Rows of it go with the same rows in `loss`, whatever the split; objectives over groups (AGRO, REBEL, TRPA,
+    DPO, EGSW) need the rows of a group together.
     """
-    step = _step(mask, None, old_logprobs, group, rewards, None, None, length)
-    made = tuple(term.weights(step, term.counts(step)) for term in as_terms(objective))
-    return made if isinstance(objective, Sequence) else made[0]
+    terms = as_terms(objective)
+    given = {"rewards": rewards, "sampler": sampler_logprobs, "old_entropy": old_entropy}
+    _check_needs(terms, {"group": group, **given}, ("rewards", "sampler", "old_entropy"))
+    step = _step(mask, None, old_logprobs, group, rewards, None, sampler_logprobs, length, old_entropy)
+    made = tuple(term.weights(step, term.counts(step)) for term in terms)
+    return made if isinstance(objective, Sequence) or len(made) > 1 else made[0]
 
 
 def loss(
@@ -60,32 +69,37 @@ def loss(
     *,
     old_logprobs: Tensor | None = None,
     mask: Tensor,
-    advantage: Tensor,
+    advantage: Tensor | None = None,
     weight: Tensor | Sequence[Tensor] | None = None,
     group: Tensor | None = None,
     rewards: Tensor | None = None,
     reference_logprobs: Tensor | None = None,
     sampler_logprobs: Tensor | None = None,
     entropy: Tensor | None = None,
+    old_entropy: Tensor | None = None,
     length: Tensor | None = None,
 ) -> Loss:
     """Loss and diagnostics of some rows of an optimizer step.
 
-    logprobs [B,T] carries the gradient; old_logprobs, reference_logprobs, sampler_logprobs, entropy [B,T];
-    advantage [B] or [B,T]; group, rewards, length [B]. `weight` is those rows of what `weights` returned for the
-    whole step; None means that these rows are the whole step. `old_logprobs=None` means on-policy (ratio 1 with
-    gradient). Whatever stands outside the mask, NaN included, has no influence. `sampler_logprobs` is only
-    measured. Half precision is raised to float32; float64 stays.
+    logprobs [B,T] carries the gradient; old_logprobs, reference_logprobs, sampler_logprobs, entropy, old_entropy
+    [B,T]; advantage [B] or [B,T] (None for objectives on rewards alone); group, rewards, length [B]. `weight` is
+    those rows of what `weights` returned for the whole step; None means that these rows are the whole step.
+    `old_logprobs=None` means on-policy (ratio 1 with gradient). Whatever stands outside the mask, NaN included, has
+    no influence. `sampler_logprobs` is read by corrections and otherwise only measured. Half precision is raised to
+    float32; float64 stays.
     """
     _check_shapes(mask, logprobs=logprobs, old_logprobs=old_logprobs, reference_logprobs=reference_logprobs,
-                  sampler_logprobs=sampler_logprobs, entropy=entropy)  # fmt: skip
+                  sampler_logprobs=sampler_logprobs, entropy=entropy, old_entropy=old_entropy)  # fmt: skip
     _check_rows(mask, advantage=advantage, group=group, rewards=rewards, length=length)
     terms = as_terms(objective)
-    _check_needs(terms, reference_logprobs, entropy)
+    given = {"reference": reference_logprobs, "entropy": entropy, "entropy_gradient": entropy, "group": group}
+    given |= {"rewards": rewards, "sampler": sampler_logprobs, "old_entropy": old_entropy, "advantage": advantage}
+    _check_needs(terms, given)
     mask = mask.bool()
     scores = Scores(logprobs=clean(logprobs, mask), entropy=None if entropy is None else clean(entropy, mask))
     old = scores.logprobs.detach() if old_logprobs is None else old_logprobs
-    step = _step(mask, advantage, old, group, rewards, reference_logprobs, sampler_logprobs, length)
+    step = _step(mask, advantage, old, group, rewards, reference_logprobs, sampler_logprobs, length,
+                 old_entropy)  # fmt: skip
     if weight is None:
         weight = tuple(term.weights(step, term.counts(step)) for term in terms)
     elif isinstance(weight, Tensor):
@@ -105,24 +119,38 @@ def advantages(
     length: Tensor | None = None,
     mask: Tensor | None = None,
     values: Tensor | None = None,
+    old_logprobs: Tensor | None = None,
+    reference_logprobs: Tensor | None = None,
 ) -> Tensor:
-    """Advantages [B] of a whole rollout batch.
+    """Advantages [B] of a whole rollout batch; [B,T] from an estimator per token.
 
     rewards [B], or [B,K] (the columns are summed unless the estimator treats them apart); NaN marks a missing
     reward: it leaves its group's statistics and gets advantage 0. group [B] int. length [B] defaults to the mask's
-    row sums, or 1. Stateful estimators are refused: pass them to `gspo.train`.
+    row sums, or 1. values [B], mask, old_logprobs and reference_logprobs [B,T] are read by estimators that need them.
+    Stateful estimators are refused: pass them to `gspo.train`.
     """
-    if estimator.is_stateful:
+    if estimator.traits.is_stateful:
         raise ValueError(
             f"advantage estimator {estimator.name!r} carries state between steps; use it in gspo.train(...)"
         )
     if group.shape != rewards.shape[:1]:
         raise ValueError(f"rewards have {rewards.shape[0]} rows but group has shape {tuple(group.shape)}; need [B]")
+    given = {"mask": mask, "values": values, "reference": reference_logprobs}
+    missing = [need for need in estimator.traits.needs if given[need] is None]
+    if missing:
+        raise ValueError(f"advantage estimator {estimator.name!r} needs {' and '.join(missing)}")
     columns = rewards if rewards.ndim == 2 else rewards[:, None]
     if length is None:
         length = mask.sum(dim=1) if mask is not None else torch.ones_like(group)
     batch = AdvantageInput(
-        rewards=columns, total=columns.sum(dim=1), group=group, length=length, mask=mask, values=values
+        rewards=columns,
+        total=columns.sum(dim=1),
+        group=group,
+        length=length,
+        mask=mask,
+        values=values,
+        old_logprobs=old_logprobs,
+        reference_logprobs=reference_logprobs,
     )
     return estimator(batch, None)[0]
 
@@ -164,7 +192,7 @@ def diagnose(terms: Sequence[UnitObjective], weight: Sequence[Tensor], scores: S
     else:
         bound, log_ratio = why.bound[mask], why.log_ratio[mask]
     number = max(bound.numel(), 1)
-    ratio = log_ratio.exp() if log_ratio.numel() else log_ratio.new_ones(1)
+    ratio = bounded(log_ratio, 80.0).exp() if log_ratio.numel() else log_ratio.new_ones(1)
     out = {
         "clip_ratio/low_mean": (bound < 0).sum().item() / number,
         "clip_ratio/high_mean": (bound > 0).sum().item() / number,
@@ -196,6 +224,7 @@ def _step(
     reference_logprobs: Tensor | None,
     sampler_logprobs: Tensor | None,
     length: Tensor | None,
+    old_entropy: Tensor | None = None,
 ) -> Step:
     mask = mask.bool()
     rows = torch.arange(mask.shape[0], device=mask.device)
@@ -210,6 +239,7 @@ def _step(
         rewards=rewards,
         reference_logprobs=tidy(reference_logprobs),
         sampler_logprobs=tidy(sampler_logprobs),
+        old_entropy=tidy(old_entropy),
     )
 
 
@@ -233,9 +263,25 @@ def _check_rows(mask: Tensor, **tensors: Tensor | None) -> None:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; with mask {tuple(mask.shape)} it must be {shapes}")
 
 
-def _check_needs(terms: Sequence[UnitObjective], reference: Tensor | None, entropy: Tensor | None) -> None:
+ARGUMENTS = {
+    "reference": "reference_logprobs [B,T]",
+    "entropy": "entropy [B,T] of the policy",
+    "entropy_gradient": "entropy [B,T] of the policy (with gradient)",
+    "rewards": "rewards [B]",
+    "sampler": "sampler_logprobs [B,T]",
+    "old_entropy": "old_entropy [B,T]",
+}
+"""What an objective's need is called where it is passed."""
+
+
+def _check_needs(
+    terms: Sequence[UnitObjective], given: dict[str, Tensor | None], only: Sequence[Need] | None = None
+) -> None:
     for term in terms:
-        if "reference" in term.needs and reference is None:
-            raise ValueError(f"{term.name} needs reference_logprobs [B,T]")
-        if "entropy" in term.needs and entropy is None:
-            raise ValueError(f"{term.name} needs entropy [B,T] of the policy (with gradient)")
+        for need in term.traits.needs:
+            if need != "old" and (only is None or need in only) and given[need] is None:
+                raise ValueError(f"{term.name} needs {ARGUMENTS[need]}")
+        if term.traits.keeps_groups_whole and given["group"] is None:
+            raise ValueError(f"{term.name} compares the rows of a group: it needs group [B]")
+        if only is None and term.traits.reads_advantage and given["advantage"] is None:
+            raise ValueError(f"{term.name} needs advantage [B]")

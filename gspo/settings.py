@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from gspo.advantages import Advantage
 from gspo.config import RunConfig
+from gspo.corrections import AnyCorrection
 from gspo.objectives import Objective, Term
 
 Node = dict[str, Any]
@@ -125,14 +126,7 @@ def nearest(word: str, options: typing.Iterable[str]) -> str:
 
 def validate(table: Node, where: str = "settings") -> RunConfig:
     """A RunConfig, or one line that names the key, what is wrong, and the nearest name."""
-    table = {
-        key: {"name": value} if key in ("objective", "advantage") and isinstance(value, str) else value
-        for key, value in table.items()
-    }
-    for key in ("objective", "advantage"):
-        # A table without a name refines the default.
-        if isinstance(table.get(key), dict):
-            table[key] = {"name": {"objective": "gspo", "advantage": "group_std"}[key], **table[key]}
+    table = _named(table, RunConfig)
     _refuse_unknown(table, RunConfig, "", where)
     try:
         return ADAPTER.validate_python(table)
@@ -142,6 +136,39 @@ def validate(table: Node, where: str = "settings") -> RunConfig:
         message = first["msg"].removeprefix("Value error, ")
         got = "" if first["type"] in ("value_error", "missing") else f" (got {first.get('input')!r})"
         raise ValueError(f"{where}: {key}: {message}{got}") from None
+
+
+def _named(value: Any, kind: Any) -> Any:
+    """Settings with every choice written out: `objective = "gspo"` is a table with that name, and a table without a
+    name refines the field's default."""
+    if isinstance(value, list) and typing.get_origin(kind) is tuple:
+        return [_named(item, typing.get_args(kind)[0]) for item in value]
+    members = _members(kind)
+    if members and isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict):
+        return value
+    chosen = members.get(value.get("name"), kind) if members else kind
+    if not dataclasses.is_dataclass(chosen):
+        return value
+    hints = typing.get_type_hints(chosen, include_extras=True)
+    out = {}
+    for field in dataclasses.fields(chosen):
+        if field.name not in value:
+            continue
+        item = value[field.name]
+        if isinstance(item, dict) and _members(hints[field.name]):
+            item = {"name": field.default_factory().name, **item}
+        out[field.name] = _named(item, hints[field.name])
+    return {**value, **out}
+
+
+def _members(kind: Any) -> dict[str, Any]:
+    """Classes of a discriminated union by name; nothing for other kinds."""
+    kind = typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return {}
+    return {m.name: m for m in typing.get_args(kind) if dataclasses.is_dataclass(m)}
 
 
 def _refuse_unknown(value: Any, kind: Any, path: str, where: str) -> None:
@@ -162,16 +189,14 @@ def _refuse_unknown(value: Any, kind: Any, path: str, where: str) -> None:
 
 def _resolve(kind: Any, value: Any, where: str) -> Any:
     """The member of a discriminated union that `value` names; other kinds unchanged."""
-    if typing.get_origin(kind) is typing.Annotated:
-        kind = typing.get_args(kind)[0]
-    if typing.get_origin(kind) in (typing.Union, types.UnionType) and isinstance(value, dict):
-        members = {m.name: m for m in typing.get_args(kind) if dataclasses.is_dataclass(m)}
+    members = _members(kind)
+    if members and isinstance(value, dict):
         name = value.get("name")
         if name not in members:
             close = nearest(str(name), members)
             raise ValueError(f"{where}: unknown name {name!r}{close} (one of {', '.join(members)})")
         return members[name]
-    return kind
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
 
 
 def to_table(config: Any) -> Node:
@@ -216,5 +241,7 @@ def _toml(value: Any) -> str:
 
 
 ADAPTER = TypeAdapter(with_config(ConfigDict(extra="forbid"))(RunConfig))
-NAMES = {m.name for union in (Objective, Term, Advantage) for m in typing.get_args(typing.get_args(union)[0])}
+NAMES = {
+    m.name for union in (Objective, Term, Advantage, AnyCorrection) for m in typing.get_args(typing.get_args(union)[0])
+}
 """Discriminators, which pydantic puts into the path of an error."""

@@ -19,6 +19,9 @@ from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
 RewardStatus = Literal["ok", "none", "error", "timeout", "nan"]
+Need = Literal["old", "reference", "rewards", "entropy", "entropy_gradient", "sampler", "old_entropy"]
+"""What a term reads beyond the current log-probs: old or reference log-probs, rewards, the policy's entropy (value,
+or with gradient), the sampler's log-probs, the old policy's entropy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +88,18 @@ class Sample:
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     sampler_logprobs: tuple[float, ...]
-    advantage: float
+    advantage: float | tuple[float, ...]
+    """One for the row, or one per completion unit."""
     reward: float
     is_trained: bool
     """False masks the whole row (unscored, or cut off under the overlong filter); the row still counts as a row."""
+
+    @property
+    def mean_advantage(self) -> float:
+        """The row's advantage, or the mean of its units' advantages."""
+        if isinstance(self.advantage, tuple):
+            return sum(self.advantage) / max(len(self.advantage), 1)
+        return self.advantage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +118,8 @@ class Step:
     rewards: Float[Tensor, "B"] | None = None
     reference_logprobs: Float[Tensor, "B U"] | None = None
     sampler_logprobs: Float[Tensor, "B U"] | None = None
+    old_entropy: Float[Tensor, "B U"] | None = None
+    """Entropy of the next-token distribution of the old policy, in nats; present when a correction asks for it."""
     payload: Any = None
     """What only one policy opens (token ids, images, mask seeds). Indexed by a list of rows, like the tensors."""
 
@@ -133,6 +146,9 @@ class Explanation:
     log_ratio: Float[Tensor, "B U"]
     """The log importance ratio the objective used (a sequence ratio is repeated over its units)."""
     bound: Int[Tensor, "B U"]
-    """-1 where the lower clip bound took the gradient away, +1 the upper, 0 where gradient flows."""
+    """-1 where the lower bound took the gradient away or capped its weight, +1 the upper, 0 where neither acts."""
     level: Literal["sequence", "token"]
     """Whether the objective's ratio belongs to the sequence or to the token: the denominator of its clip metrics."""
+    band: float = float("inf")
+    """How far `log_ratio` may lie from 0 before the objective treats a row differently: the narrower clip bound, or the
+    width of a gate. Noise of the old log-probs must stay well inside it."""

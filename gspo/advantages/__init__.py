@@ -4,10 +4,35 @@ from typing import Annotated
 
 from pydantic import Discriminator
 
-from gspo.advantages.base import AdvantageEstimator, AdvantageInput
-from gspo.advantages.group import RLOO, BatchStd, GroupMean, GroupStd
+from gspo.advantages.a_star import AStar, optimal_value
+from gspo.advantages.base import AdvantageEstimator, AdvantageInput, EstimatorTraits
+from gspo.advantages.gdpo import GDPO
+from gspo.advantages.group import RLOO, GroupMean, GroupStd, LitePPO
+from gspo.advantages.opo import OPO
+from gspo.advantages.pass_at_k import PassAtK
+from gspo.advantages.reinforce_pp import ReinforcePP
+from gspo.advantages.reinforce_pp_baseline import ReinforcePPBaseline
 
-Advantage = Annotated[GroupStd | GroupMean | RLOO | BatchStd, Discriminator("name")]
+Advantage = Annotated[
+    GroupStd | GroupMean | RLOO | LitePPO | GDPO | OPO | ReinforcePP | ReinforcePPBaseline | AStar | PassAtK,
+    Discriminator("name"),
+]
 """What a recipe may name under `advantage`."""
 
-__all__ = ["RLOO", "Advantage", "AdvantageEstimator", "AdvantageInput", "BatchStd", "GroupMean", "GroupStd"]
+__all__ = [
+    "GDPO",
+    "OPO",
+    "RLOO",
+    "AStar",
+    "Advantage",
+    "AdvantageEstimator",
+    "AdvantageInput",
+    "EstimatorTraits",
+    "GroupMean",
+    "GroupStd",
+    "LitePPO",
+    "PassAtK",
+    "ReinforcePP",
+    "ReinforcePPBaseline",
+    "optimal_value",
+]

@@ -1,7 +1,7 @@
 """What an advantage estimator sees, and the group statistics that several estimators share."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,17 +22,37 @@ class AdvantageInput:
     length: Int[Tensor, "B"]
     """Completion units of each row."""
     mask: Bool[Tensor, "B U"] | None = None
+    reward_weights: Float[Tensor, "K"] | None = None
+    """Weights of the columns in `total`."""
     values: Float[Tensor, "B"] | None = None
-    """A value estimate per row, for estimators that take one."""
+    """A value estimate per row."""
+    old_logprobs: Float[Tensor, "B U"] | None = None
+    reference_logprobs: Float[Tensor, "B U"] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class EstimatorTraits:
+    """What an estimator declares of itself; the trainer and `gspo check` act on it before the first step."""
+
+    needs: tuple[Literal["mask", "values", "reference"], ...] = ()
+    """Optional fields of AdvantageInput that it reads."""
+    gives_units: bool = False
+    """Gives [B,U] instead of [B]."""
+    is_stateful: bool = False
+    is_on_policy: bool = False
+    """Derived for one update per rollout batch; the trainer refuses more."""
+    min_group: int = 2
+    """Completions per prompt below which every advantage is 0."""
+
+
+@runtime_checkable
 class AdvantageEstimator(Protocol):
     """Rewards in, advantages out ([B], or [B,U] for estimators per unit); state passed in and returned."""
 
     @property
     def name(self) -> str: ...
-
-    is_stateful: ClassVar[bool]
+    @property
+    def traits(self) -> EstimatorTraits: ...
 
     def init(self) -> Any: ...
     def __call__(self, batch: AdvantageInput, state: Any) -> tuple[Tensor, Any]: ...
@@ -71,3 +91,22 @@ def group_statistics(reward: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Gro
     return GroupStatistics(
         count=number, mean=mean, std=std, has_spread=(number > 1) & (highest > lowest), is_scored=is_scored
     )
+
+
+def whitened(
+    value: Float[Tensor, "B *U"], weight: Float[Tensor, "B *U"], eps: float, is_in_root: bool = False
+) -> Float[Tensor, "B *U"]:
+    """(value - mean) / (std + eps) with weighted mean and unbiased std; entries of weight 0 are left out and get 0.
+
+    With `is_in_root` the divisor is sqrt(variance + eps), as verl has it.
+    """
+    number = weight.sum()
+    mean = (value * weight).sum() / number.clamp(min=1)
+    if mean.abs() < ROUNDING:  # centred already: rounding must not give rows without spread an advantage
+        mean = torch.zeros_like(mean)
+    centred = torch.where(weight > 0, value - mean, torch.zeros_like(value))
+    variance = (centred.square() * weight).sum() / (number - 1).clamp(min=1)
+    return centred / ((variance + eps).sqrt() if is_in_root else variance.sqrt() + eps)
+
+
+ROUNDING = 1e-12

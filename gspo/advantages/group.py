@@ -5,7 +5,7 @@
 | `GroupStd` | (R_i - mean_g) / (std_g + eps) | 2402.03300 section 4.1; 2507.18071 eq 6 | scale_rewards="group" | grpo |
 | `GroupMean` | R_i - mean_g | 2503.20783 | scale_rewards="none" | norm_adv_by_std_in_grpo=False |
 | `RLOO` | R_i - mean of the others = n/(n-1) (R_i - mean_g) | 2402.14740 | RLOOTrainer | rloo |
-| `BatchStd` | (R_i - mean_g) / (std_batch + eps) | 2508.08221 | scale_rewards="batch" | - |
+| `LitePPO` | (R_i - mean_g) / (std_batch + eps) | 2508.08221 (LitePPO) | scale_rewards="batch" | - |
 
 std is the unbiased one (n - 1). A group whose scored rewards are all equal, or with one scored member, gets 0.
 """
@@ -16,10 +16,10 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from gspo.advantages.base import AdvantageInput, GroupStatistics, group_statistics, no_state
+from gspo.advantages.base import AdvantageInput, EstimatorTraits, GroupStatistics, group_statistics, no_state
 
 
-def _centred(batch: AdvantageInput) -> tuple[Float[Tensor, "B"], GroupStatistics]:
+def centred(batch: AdvantageInput) -> tuple[Float[Tensor, "B"], GroupStatistics]:
     """R - mean_g, exactly 0 where the group has no spread or the row no score."""
     group = group_statistics(batch.total, batch.group)
     usable = group.is_scored & group.has_spread
@@ -32,48 +32,48 @@ class GroupStd:
     eps: float = 1e-4
     """Added to the standard deviation (TRL's value; verl uses 1e-6; the GSPO paper states none)."""
 
-    is_stateful: ClassVar[bool] = False
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits()
     init = staticmethod(no_state)
 
     def __call__(self, batch: AdvantageInput, state: None) -> tuple[Float[Tensor, "B"], None]:
-        centred, group = _centred(batch)
-        return centred / (group.std + self.eps), state
+        value, group = centred(batch)
+        return value / (group.std + self.eps), state
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupMean:
     name: Literal["group_mean"] = "group_mean"
 
-    is_stateful: ClassVar[bool] = False
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits()
     init = staticmethod(no_state)
 
     def __call__(self, batch: AdvantageInput, state: None) -> tuple[Float[Tensor, "B"], None]:
-        return _centred(batch)[0], state
+        return centred(batch)[0], state
 
 
 @dataclass(frozen=True, kw_only=True)
 class RLOO:
     name: Literal["rloo"] = "rloo"
 
-    is_stateful: ClassVar[bool] = False
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits()
     init = staticmethod(no_state)
 
     def __call__(self, batch: AdvantageInput, state: None) -> tuple[Float[Tensor, "B"], None]:
-        centred, group = _centred(batch)
-        return centred * group.count / (group.count - 1).clamp(min=1), state
+        value, group = centred(batch)
+        return value * group.count / (group.count - 1).clamp(min=1), state
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchStd:
-    name: Literal["batch_std"] = "batch_std"
+class LitePPO:
+    name: Literal["lite_ppo"] = "lite_ppo"
     eps: float = 1e-4
     """Added to the standard deviation."""
 
-    is_stateful: ClassVar[bool] = False
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits()
     init = staticmethod(no_state)
 
     def __call__(self, batch: AdvantageInput, state: None) -> tuple[Float[Tensor, "B"], None]:
-        centred, group = _centred(batch)
-        scored = batch.total[group.is_scored].to(centred.dtype)
+        value, group = centred(batch)
+        scored = batch.total[group.is_scored].to(value.dtype)
         std = scored.std(correction=1) if len(scored) > 1 else scored.new_zeros(())
-        return centred / (std + self.eps), state
+        return value / (std + self.eps), state

@@ -12,7 +12,7 @@ from gspo.collectors.refill import has_spread
 from gspo.config import RunConfig
 from gspo.training.batch import MiniBatch, advantage_input, assemble, flatten
 from gspo.training.parts import Parts, build, choose_threads, frozen_reference
-from gspo.training.update import is_sampler_sound, measure_mismatch, prepare, smallest_bound
+from gspo.training.update import is_sampler_sound, measure_mismatch, prepare
 
 PROMPTS = 4
 
@@ -71,12 +71,12 @@ def _time_update(parts: Parts, groups: tuple, table: Table) -> float:
     rows = flatten(groups, advantage, parts.config.collector.drop_truncated)
     step = assemble(rows, parts.policy.network.device)
     mismatch = measure_mismatch(parts.terms, step, parts.policy.logprobs(step).logprobs)
-    sound = is_sampler_sound(mismatch, parts.terms)
+    sound = is_sampler_sound(mismatch)
     table.add_row(
         "noise of the log-ratio at equal weights",
         f"{mismatch.ratio_std:.2g}",
         f'old_logprobs = "auto" takes the {"sampler" if sound else "policy"}\'s '
-        f"(a third of the smaller bound is {smallest_bound(parts.terms) / 3:.2g})",
+        f"(a third of the objective's band is {mismatch.band / 3:.2g})",
     )
     reference = frozen_reference(parts) if parts.needs_reference else None
     started = time.perf_counter()

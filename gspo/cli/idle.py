@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Any
 
+from gspo.advantages import GroupStd
 from gspo.config import RunConfig
 from gspo.models import TINY
 
-SEQUENCE_RATIO = ("gspo", "gspo_token")
+SEQUENCE_RATIO = ("gspo", "gspo_token", "luspo")
 
 
 def idle_settings(config: RunConfig) -> list[str]:
@@ -18,6 +19,7 @@ def _ratio(config: RunConfig) -> list[str]:
     found = []
     updates = config.updates_per_step * config.epochs
     objective = config.objective
+    objective = getattr(objective, "base", objective)  # DualClip and EGSW hold the objective that clips
     low, high = (getattr(objective, name, None) for name in ("clip_low", "clip_high"))
     has_clip = low is not None
     if updates == 1:
@@ -51,7 +53,7 @@ def _signal(config: RunConfig) -> list[str]:
     if config.group_size == 1:
         found.append("group_size = 1: a group of one has nothing to compare with; every advantage is 0")
     for i, term in enumerate(config.terms):
-        if term.coef == 0:
+        if term.coef == 0 and term.name != "adaptive_entropy":
             found.append(f"terms.{i} ({term.name}): coef = 0, so the term does nothing but cost a forward pass")
     for i, reward in enumerate(config.rewards):
         if reward.weight == 0:
@@ -60,6 +62,18 @@ def _signal(config: RunConfig) -> list[str]:
         found.append("a single reward's weight: group_std divides it out again")
     if config.objective.name == "dr_grpo" and config.advantage.name == "group_std":
         found.append("dr_grpo with advantage group_std: the paper removes the division by std; use group_mean")
+    if not config.objective.traits.reads_advantage and config.advantage != GroupStd():
+        found.append(
+            f"advantage {config.advantage.name}: objective {config.objective.name} is a loss on rewards and reads none"
+        )
+    if config.advantage.name == "gdpo" and len(config.rewards) == 1:
+        found.append("advantage gdpo with one reward: group_std with a further whitening over the batch")
+    for correction in config.corrections:
+        if "sampler" in correction.needs and config.old_logprobs == "sampler":
+            found.append(
+                f"corrections: {correction.name} weighs old against sampler log-probs, and old_logprobs = "
+                '"sampler" makes them the same'
+            )
     return found
 
 

@@ -18,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gspo.averaging import count, unit_mean
-from gspo.objectives.base import Need, explain_token_clip
+from gspo.explain import explain_token_clip
+from gspo.objectives.base import Traits
 from gspo.ratio import token_log_ratio
 from gspo.surrogate import clipped_surrogate, per_unit
 from gspo.types import Scores, Step
@@ -32,8 +33,7 @@ class DAPO:
     clip_high: float = 0.28
     """Upper clip of the token ratio ("clip higher")."""
 
-    needs: ClassVar[tuple[Need, ...]] = ("old",)
-    is_inert_at_zero_advantage: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(counts_empty_rows=False)
     counts = staticmethod(count)
     weights = staticmethod(unit_mean)  # 1/(sum_i |y_i|) sum_i sum_t
     explain = explain_token_clip

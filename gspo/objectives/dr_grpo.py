@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gspo.averaging import Counts, constant_mean, count
-from gspo.objectives.base import Need, explain_token_clip
+from gspo.explain import explain_token_clip
+from gspo.objectives.base import Traits
 from gspo.ratio import token_log_ratio
 from gspo.surrogate import clipped_surrogate, per_unit
 from gspo.types import Scores, Step
@@ -33,8 +34,7 @@ class DrGRPO:
     clip_high: float = 0.2
     """Upper clip of the token ratio."""
 
-    needs: ClassVar[tuple[Need, ...]] = ("old",)
-    is_inert_at_zero_advantage: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits()
     counts = staticmethod(count)
     explain = explain_token_clip
 

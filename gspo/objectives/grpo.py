@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gspo.averaging import count, row_mean
-from gspo.objectives.base import Need, explain_token_clip
+from gspo.explain import explain_token_clip
+from gspo.objectives.base import Traits
 from gspo.ratio import token_log_ratio
 from gspo.surrogate import clipped_surrogate, per_unit
 from gspo.types import Scores, Step
@@ -31,8 +32,7 @@ class GRPO:
     clip_high: float = 0.2
     """Upper clip of the token ratio."""
 
-    needs: ClassVar[tuple[Need, ...]] = ("old",)
-    is_inert_at_zero_advantage: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits()
     counts = staticmethod(count)
     weights = staticmethod(row_mean)  # 1/G sum_i 1/|y_i| sum_t
     explain = explain_token_clip

@@ -17,10 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gspo.averaging import count, row_mean
-from gspo.objectives.base import Need
+from gspo.explain import explain_sequence_clip
+from gspo.objectives.base import Traits
 from gspo.ratio import sequence_log_ratio
-from gspo.surrogate import bound_hit, clipped_surrogate, per_row
-from gspo.types import Explanation, Scores, Step
+from gspo.surrogate import clipped_surrogate, per_row
+from gspo.types import Scores, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,19 +32,13 @@ class GSPO:
     clip_high: float = 4e-4
     """Upper clip of the sequence ratio: no gradient above 1 + clip_high where the advantage is positive."""
 
-    needs: ClassVar[tuple[Need, ...]] = ("old",)
-    is_inert_at_zero_advantage: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(takes_unit_advantage=False)
     counts = staticmethod(count)
     weights = staticmethod(row_mean)  # 1/G sum_i, the value of a sequence repeated over its units
+    explain = explain_sequence_clip
 
     def gain(self, scores: Scores, step: Step) -> Float[Tensor, "B U"]:
         ratio = sequence_log_ratio(scores, step).exp()  # (7)
         advantage = per_row(step.advantage, ratio, otherwise="GSPOToken")
         value = clipped_surrogate(ratio, advantage, self.clip_low, self.clip_high)  # (5)
         return value.expand_as(step.mask)
-
-    def explain(self, scores: Scores, step: Step) -> Explanation:
-        log_ratio = sequence_log_ratio(scores, step)
-        advantage = per_row(step.advantage, log_ratio, otherwise="GSPOToken")
-        bound = bound_hit(log_ratio.exp(), advantage, self.clip_low, self.clip_high)
-        return Explanation(log_ratio=log_ratio.expand_as(step.mask), bound=bound.expand_as(step.mask), level="sequence")

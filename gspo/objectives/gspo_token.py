@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gspo.averaging import count, row_mean
-from gspo.objectives.base import Need
-from gspo.ratio import sequence_log_ratio
+from gspo.objectives.base import Traits
+from gspo.ratio import sequence_log_ratio, straight_through
 from gspo.surrogate import bound_hit, clipped_surrogate, per_unit
 from gspo.types import Explanation, Scores, Step
 
@@ -31,17 +31,16 @@ class GSPOToken:
     clip_high: float = 4e-4
     """Upper clip of the sequence ratio."""
 
-    needs: ClassVar[tuple[Need, ...]] = ("old",)
-    is_inert_at_zero_advantage: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(is_derivative=False)
     counts = staticmethod(count)
     weights = staticmethod(row_mean)  # 1/G sum_i 1/|y_i| sum_t
 
     def gain(self, scores: Scores, step: Step) -> Float[Tensor, "B U"]:
-        straight_through = scores.logprobs - scores.logprobs.detach()
-        ratio = (sequence_log_ratio(scores, step).detach() + straight_through).exp()  # (14)
+        ratio = (sequence_log_ratio(scores, step).detach() + straight_through(scores)).exp()  # (14)
         return clipped_surrogate(ratio, per_unit(step.advantage, ratio), self.clip_low, self.clip_high)  # (13)
 
     def explain(self, scores: Scores, step: Step) -> Explanation:
         log_ratio = sequence_log_ratio(scores, step).expand_as(step.mask)
         bound = bound_hit(log_ratio.exp(), per_unit(step.advantage, log_ratio), self.clip_low, self.clip_high)
-        return Explanation(log_ratio=log_ratio, bound=bound.expand_as(step.mask), level="sequence")
+        band = min(self.clip_low, self.clip_high)
+        return Explanation(log_ratio=log_ratio, bound=bound.expand_as(step.mask), level="sequence", band=band)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gspo.averaging import count, unit_mean
-from gspo.objectives.base import Need
+from gspo.objectives.base import Traits
 from gspo.types import Scores, Step
 
 
@@ -18,8 +18,9 @@ from gspo.types import Scores, Step
 class Supervised:
     name: Literal["supervised"] = "supervised"
 
-    needs: ClassVar[tuple[Need, ...]] = ()
-    is_inert_at_zero_advantage: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(
+        needs=(), reads_advantage=False, counts_empty_rows=False, skips_zero_advantage=False, is_policy_gradient=False
+    )
     counts = staticmethod(count)
     weights = staticmethod(unit_mean)
 

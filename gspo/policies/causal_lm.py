@@ -42,6 +42,8 @@ class TokenScorer:
     pad_id: int = 0
     layout: LayoutName = "padded"
     without_adapters: bool = False
+    keeps_groups_whole: bool = False
+    """Micro-batches hold whole groups, for objectives that compare the rows of one."""
 
     def __post_init__(self) -> None:
         if self.layout == "shared_prefix":
@@ -83,25 +85,38 @@ class TokenScorer:
     def micro_batches(self, step: Step) -> list[list[int]]:
         """Rows, longest first, cut so that forward rows x padded width stays in the budget (one alone may exceed it).
 
-        With shared prefixes the rows of a prompt stay together.
+        With shared prefixes the rows of a prompt stay together, and the rows of a group where an objective asks for it.
         """
         payload: TokenPayload = step.payload
+        keys = self._block_keys(step)
         blocks: dict[object, list[int]] = {}
-        for i, prompt in enumerate(payload.prompt):
-            blocks.setdefault(prompt if self.layout == "shared_prefix" else i, []).append(i)
-        width = {
-            key: len(payload.prompt[rows[0]]) + sum(len(payload.completion[i]) for i in rows)
-            for key, rows in blocks.items()
-        }
+        for i, key in enumerate(keys):
+            blocks.setdefault(key, []).append(i)
+        # A block goes forward as one row of a shared prefix, or as so many padded rows.
+        is_shared = self.layout == "shared_prefix"
+        width = {key: self._width(payload, rows) for key, rows in blocks.items()}
         batches: list[list[int]] = []
         widest, number = 0, 0
         for key in sorted(blocks, key=lambda k: (-width[k], blocks[k][0])):
-            if not batches or widest * (number + 1) > self.micro_batch_tokens:
+            rows = 1 if is_shared else len(blocks[key])
+            if not batches or widest * (number + rows) > self.micro_batch_tokens:
                 batches.append([])
                 widest, number = width[key], 0
             batches[-1] += blocks[key]
-            number += 1
+            number += rows
         return batches
+
+    def _block_keys(self, step: Step) -> list[object]:
+        """What must stay together, by row: a group, a prompt, or just the row."""
+        if self.keeps_groups_whole:
+            return step.group.tolist()
+        return list(step.payload.prompt) if self.layout == "shared_prefix" else list(range(len(step.group)))
+
+    def _width(self, payload: TokenPayload, rows: list[int]) -> int:
+        """Tokens of the block's widest forward row."""
+        lengths = [len(payload.completion[i]) for i in rows]
+        own = max(len(payload.prompt[i]) + length for i, length in zip(rows, lengths, strict=True))
+        return len(payload.prompt[rows[0]]) + sum(lengths) if self.layout == "shared_prefix" else own
 
 
 class CausalLM:
@@ -121,7 +136,9 @@ class CausalLM:
 
         Only the given rows go through the network: a caller may leave out rows whose gradient is known to be 0.
         """
-        entropy = "gradient" if any("entropy" in term.needs for term in terms) else "value"
+        if any(term.traits.keeps_groups_whole for term in terms) and not self.scorer.keeps_groups_whole:
+            raise ValueError("an objective compares the rows of a group: build the scorer with keeps_groups_whole=True")
+        entropy = "gradient" if any("entropy_gradient" in term.traits.needs for term in terms) else "value"
         batches = self.scorer.micro_batches(step)
         losses, scored, gradients, why = [], [], [], []
         for rows in batches:
@@ -142,7 +159,10 @@ class CausalLM:
             entropy=merge(entropy for _, entropy in scored),
             unit_gradient=merge(gradients),
             explanation=Explanation(
-                log_ratio=merge(e.log_ratio for e in why), bound=merge(e.bound for e in why), level=why[0].level
+                log_ratio=merge(e.log_ratio for e in why),
+                bound=merge(e.bound for e in why),
+                level=why[0].level,
+                band=why[0].band,
             ),
         )
 

@@ -8,18 +8,40 @@ import torch
 
 from gspo.advantages.base import AdvantageInput
 from gspo.policies.causal_lm import TokenPayload
+from gspo.requirements import VALUE_COLUMN
 from gspo.types import Group, Sample, Step
 
 
-def advantage_input(groups: Sequence[Group]) -> AdvantageInput:
-    """The whole rollout batch as an advantage estimator sees it, rows in group order."""
+def advantage_input(
+    groups: Sequence[Group],
+    reward_weights: Sequence[float] | None = None,
+    reference_logprobs: torch.Tensor | None = None,
+) -> AdvantageInput:
+    """The whole rollout batch as an advantage estimator sees it, rows in group order; reference log-probs are [B,U]."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
+    lengths = torch.tensor([len(r.completion.ids) for r in rollouts])
+    width = int(lengths.max()) if reference_logprobs is None else reference_logprobs.shape[1]
+    old = torch.zeros(len(rollouts), width)
+    for row, rollout in enumerate(rollouts):
+        old[row, : lengths[row]] = torch.tensor(rollout.completion.logprobs)
     return AdvantageInput(
+        mask=torch.arange(width)[None] < lengths[:, None],
+        reward_weights=None if reward_weights is None else torch.tensor(reward_weights, dtype=torch.float64),
+        values=_values(groups),
+        old_logprobs=old,
+        reference_logprobs=reference_logprobs,
         rewards=torch.tensor([r.rewards for r in rollouts], dtype=torch.float64),
         total=torch.tensor([r.reward for r in rollouts], dtype=torch.float64),
         group=torch.tensor([r.group_id for r in rollouts]),
-        length=torch.tensor([len(r.completion.ids) for r in rollouts]),
+        length=lengths,
     )
+
+
+def _values(groups: Sequence[Group]) -> torch.Tensor | None:
+    """Column `value` of each row's prompt, where the data has it."""
+    if not all(VALUE_COLUMN in group.columns for group in groups):
+        return None
+    return torch.tensor([float(g.columns[VALUE_COLUMN]) for g in groups for _ in g.rollouts], dtype=torch.float64)
 
 
 def flatten(groups: Sequence[Group], advantage: torch.Tensor, drop_truncated: bool) -> list[Sample]:
@@ -37,12 +59,16 @@ def flatten(groups: Sequence[Group], advantage: torch.Tensor, drop_truncated: bo
                     prompt_ids=group.prompt_ids,
                     completion_ids=rollout.completion.ids,
                     sampler_logprobs=rollout.completion.logprobs,
-                    advantage=float(advantage[len(samples)]),
+                    advantage=_of_row(advantage[len(samples)], len(rollout.completion.ids)),
                     reward=rollout.reward,
                     is_trained=is_scored and not (drop_truncated and is_cut),
                 )
             )
     return samples
+
+
+def _of_row(advantage: torch.Tensor, length: int) -> float | tuple[float, ...]:
+    return float(advantage) if advantage.ndim == 0 else tuple(advantage[:length].tolist())
 
 
 def mini_batches(samples: Sequence[Sample], number: int, seed: int, step: int) -> list[list[Sample]]:
@@ -69,7 +95,7 @@ def assemble(samples: Sequence[Sample], device: torch.device) -> Step:
     sampler_logprobs = on_device(sampler)
     return Step(
         mask=on_device(mask),
-        advantage=on_device(np.array([s.advantage for s in samples], dtype=np.float32)),
+        advantage=on_device(_advantages(samples, width)),
         old_logprobs=sampler_logprobs,
         length=on_device(mask.sum(axis=1)),
         group=on_device(np.array([s.group_id for s in samples])),
@@ -82,6 +108,16 @@ def assemble(samples: Sequence[Sample], device: torch.device) -> Step:
     )
 
 
+def _advantages(samples: Sequence[Sample], width: int) -> np.ndarray:
+    """[B], or [B,U] where the samples have one per unit."""
+    if not any(isinstance(sample.advantage, tuple) for sample in samples):
+        return np.array([sample.advantage for sample in samples], dtype=np.float32)
+    advantage = np.zeros((len(samples), width), dtype=np.float32)
+    for row, sample in enumerate(samples):
+        advantage[row, : len(sample.completion_ids)] = sample.advantage if sample.is_trained else 0.0
+    return advantage
+
+
 @dataclass(frozen=True, kw_only=True)
 class MiniBatch:
     """The rows of one optimizer update, and their step."""
@@ -92,6 +128,10 @@ class MiniBatch:
 
 def with_old_logprobs(batch: MiniBatch, old: torch.Tensor) -> MiniBatch:
     return replace(batch, step=replace(batch.step, old_logprobs=old))
+
+
+def with_old_entropy(batch: MiniBatch, entropy: torch.Tensor) -> MiniBatch:
+    return replace(batch, step=replace(batch.step, old_entropy=entropy))
 
 
 def with_reference(batch: MiniBatch, reference: torch.Tensor) -> MiniBatch:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from gspo.renderers import Renderer
 from gspo.training.update import Update
-from gspo.types import Group
+from gspo.types import Group, Sample
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,18 @@ def write_rollouts(
     groups: Sequence[Group],
     names: Sequence[str],
     updates: Sequence[Update],
-    advantage: Sequence[float],
+    samples: Sequence[Sample],
     renderer: Renderer,
 ) -> None:
-    """One row per completion. `logprobs` are the policy's at the update that trained the row; rows that skipped the
-    network keep their old ones."""
-    trained = _logprobs_by_rollout(updates)
+    """One row per completion. `logprobs` and `entropy` are the policy's at the last update that trained the row; a row
+    that skipped the network keeps its old log-probs and has no entropy."""
+    trained = _facts_by_rollout(updates)
     rows: list[dict[str, Any]] = []
     for group in groups:
         for rollout in group.rollouts:
             number = len(rows)
             completion = rollout.completion
-            old, now = trained.get(number, (completion.logprobs, completion.logprobs))
+            units = trained.get(number, UnitFacts(old=list(completion.logprobs), now=list(completion.logprobs)))
             answer = group.columns.get("answer")
             rows.append(
                 {
@@ -80,11 +80,14 @@ def write_rollouts(
                     "completion_ids": list(completion.ids),
                     "tokens": renderer.pieces(completion.ids),
                     "sampler_logprobs": list(completion.logprobs),
-                    "old_logprobs": list(old),
-                    "logprobs": list(now),
+                    "old_logprobs": units.old,
+                    "logprobs": units.now,
+                    "reference_logprobs": units.reference,
+                    "entropy": units.entropy,
+                    "is_trained": samples[number].is_trained,
                     "reward": rollout.reward,
                     **{f"reward/{name}": value for name, value in zip(names, rollout.rewards, strict=True)},
-                    "advantage": float(advantage[number]),
+                    "advantage": samples[number].mean_advantage,
                     "finish_reason": completion.finish_reason,
                     "policy_version": completion.policy_version,
                     "answer": None if answer is None else str(answer),
@@ -93,18 +96,37 @@ def write_rollouts(
     _write(folder.rollouts, step, rows)
 
 
-def _logprobs_by_rollout(updates: Sequence[Update]) -> dict[int, tuple[list[float], list[float]]]:
-    """rollout number -> (old, current) log-probs of its units, at the last update that trained it."""
-    found: dict[int, tuple[list[float], list[float]]] = {}
+@dataclass(frozen=True, kw_only=True)
+class UnitFacts:
+    """What is known of one row's units."""
+
+    old: list[float]
+    now: list[float]
+    reference: list[float] | None = None
+    entropy: list[float] | None = None
+
+
+def _facts_by_rollout(updates: Sequence[Update]) -> dict[int, UnitFacts]:
+    """rollout number -> log-probs and entropy of its units, at the last update that trained it."""
+    found: dict[int, UnitFacts] = {}
     for update in updates:
+        step = update.batch.step
+        for row, sample in enumerate(update.batch.samples):
+            length = len(sample.completion_ids)
+            reference = step.reference_logprobs
+            known = None if reference is None else reference[row, :length].tolist()
+            old = step.old_logprobs[row, :length].tolist()
+            found.setdefault(sample.rollout_id, UnitFacts(old=old, now=old, reference=known))
         if update.result is None:
             continue
-        old = update.batch.step.old_logprobs.cpu()
         for position, row in enumerate(update.rows):
             sample = update.batch.samples[row]
             length = len(sample.completion_ids)
-            now = update.result.logprobs[position, :length]
-            found[sample.rollout_id] = (old[row, :length].tolist(), now.tolist())
+            found[sample.rollout_id] = replace(
+                found[sample.rollout_id],
+                now=update.result.logprobs[position, :length].tolist(),
+                entropy=update.result.entropy[position, :length].tolist(),
+            )
     return found
 
 
@@ -135,7 +157,7 @@ def write_ledger(folder: RunFolder, step: int, updates: Sequence[Update]) -> Non
                     "group": sample.group_id,
                     "index": sample.index,
                     "length": len(sample.completion_ids),
-                    "advantage": sample.advantage,
+                    "advantage": sample.mean_advantage,
                     "gradient_share": float(pull[row] / total),
                     **skipped,
                     **facts.get(row, {}),

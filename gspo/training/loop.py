@@ -14,7 +14,7 @@ from gspo.sinks import Record, Sink
 from gspo.training.batch import MiniBatch, advantage_input, assemble, flatten, mini_batches
 from gspo.training.evaluate import EvaluationResult, evaluate
 from gspo.training.folder import RunFolder, write_ledger, write_rollouts
-from gspo.training.metrics import Metrics, rollout_metrics, update_metrics
+from gspo.training.metrics import Metrics, rollout_metrics, term_metrics, update_metrics
 from gspo.training.parts import Parts, export_model
 from gspo.training.schedule import learning_rate
 from gspo.training.state import TrainState, save
@@ -46,7 +46,7 @@ def train_steps(
 
         parts.sampler.sync_weights(parts.policy, state.version)
         collected = parts.collector.collect(state.cursor, state.step)
-        advantage, advantage_state = parts.advantage(advantage_input(collected.groups), state.advantage)
+        advantage, advantage_state = estimate(parts, collected, reference, state.advantage)
         samples = flatten(collected.groups, advantage, config.collector.drop_truncated)
 
         batches = [
@@ -58,7 +58,9 @@ def train_steps(
             batches = prepare(batches, parts.policy, parts.terms, reference, rescore_old=choice == "policy")
         with clock.time("update"):
             rates = [_lr(parts, state.version + i) for i in range(config.updates_per_step * config.epochs)]
-            updates = run_updates(parts.policy, batches, parts.terms, config.epochs, rates)
+            updates, term_states = run_updates(
+                parts.policy, batches, parts.terms, config.epochs, rates, state.objective or ()
+            )
         choice, mismatch = watch_old_logprobs(parts, choice, mismatch, updates)
 
         state = replace(
@@ -69,17 +71,19 @@ def train_steps(
             num_tokens=state.num_tokens + _tokens(collected),
             old_logprobs=choice,
             advantage=advantage_state,
+            objective=term_states,
         )
         metrics = {
-            **rollout_metrics(collected, parts.rewards.names, advantage),
+            **rollout_metrics(collected, parts.rewards.names, [sample.mean_advantage for sample in samples]),
             **update_metrics(updates),
+            **term_metrics(parts.terms, updates, term_states),
             **_mismatch_metrics(mismatch),
             "num_tokens": float(state.num_tokens),
         }
         with clock.time("save"):
             if (state.step - 1) % config.checkpoints.save_rollouts_every == 0:
                 write_rollouts(
-                    folder, state.step, collected.groups, parts.rewards.names, updates, advantage, parts.renderer
+                    folder, state.step, collected.groups, parts.rewards.names, updates, samples, parts.renderer
                 )
                 write_ledger(folder, state.step, updates)
                 folder.prune(config.checkpoints.keep_rollouts)
@@ -101,6 +105,16 @@ def train_steps(
     return state
 
 
+def estimate(parts: Parts, collected: Collected, reference: TokenScorer | None, state: Any) -> tuple[torch.Tensor, Any]:
+    """Advantages of the whole rollout batch: [B], or [B,U] from an estimator per token; and the estimator's state."""
+    logprobs = None
+    if "reference" in parts.advantage.traits.needs:
+        assert reference is not None
+        rows = flatten(collected.groups, torch.zeros(sum(len(g.rollouts) for g in collected.groups)), False)
+        logprobs = reference.logprobs(assemble(rows, parts.policy.network.device)).logprobs.cpu()
+    return parts.advantage(advantage_input(collected.groups, parts.rewards.weights, logprobs), state)
+
+
 def settle_old_logprobs(parts: Parts, state: TrainState, batch: MiniBatch) -> tuple[str, Mismatch | None]:
     """Whose log-probs divide the ratio. "auto" measures once, on the first mini-batch of the run, then decides."""
     choice = state.old_logprobs or (parts.config.old_logprobs if parts.config.old_logprobs != "auto" else "")
@@ -108,7 +122,7 @@ def settle_old_logprobs(parts: Parts, state: TrainState, batch: MiniBatch) -> tu
         return choice, None
     mismatch = measure_mismatch(parts.terms, batch.step, parts.policy.logprobs(batch.step).logprobs)
     if not choice:
-        choice = "sampler" if is_sampler_sound(mismatch, parts.terms) else "policy"
+        choice = "sampler" if is_sampler_sound(mismatch) else "policy"
     return choice, mismatch
 
 
@@ -119,7 +133,7 @@ def watch_old_logprobs(
     if choice == "policy":
         return choice, mismatch
     mismatch = first_forward(updates, parts.terms) or mismatch
-    if parts.config.old_logprobs == "auto" and mismatch and not is_sampler_sound(mismatch, parts.terms):
+    if parts.config.old_logprobs == "auto" and mismatch and not is_sampler_sound(mismatch):
         return "policy", mismatch
     return choice, mismatch
 

@@ -2,20 +2,24 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from gspo.collectors.base import Collected
 from gspo.collectors.refill import has_spread
+from gspo.objectives.adaptive_entropy import AdaptiveEntropy
+from gspo.objectives.base import UnitObjective
+from gspo.objectives.corrected import Corrected
 from gspo.training.update import Update
-from gspo.types import Group
+from gspo.types import Group, Scores
 
 Metrics = dict[str, float]
 
 
-def rollout_metrics(collected: Collected, names: Sequence[str], advantage: torch.Tensor) -> Metrics:
-    """Rewards, lengths and failures of a rollout batch."""
+def rollout_metrics(collected: Collected, names: Sequence[str], advantage: Sequence[float]) -> Metrics:
+    """Rewards, lengths and failures of a rollout batch; `advantage` is one per rollout."""
     groups = collected.groups
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     total = np.array([r.reward for r in rollouts])
@@ -32,7 +36,7 @@ def rollout_metrics(collected: Collected, names: Sequence[str], advantage: torch
         "completions/max_length": float(lengths.max()),
         "completions/clipped_ratio": 1 - len(ended) / len(lengths),
         "completions/mean_terminated_length": _mean(ended),
-        "advantage/abs_mean": advantage.abs().mean().item(),
+        "advantage/abs_mean": _mean(np.abs(advantage)),
         "collect/prompts_drawn": float(collected.prompts_drawn),
     }
     parts = np.array([r.rewards for r in rollouts])
@@ -77,6 +81,34 @@ def update_metrics(updates: Sequence[Update]) -> Metrics:
         out[f"ratio/seq/p{share:02d}"] = float(np.quantile(sequence, share / 100))
     out |= _kl(done, masks)
     return out
+
+
+def term_metrics(terms: Sequence[UnitObjective], updates: Sequence[Update], states: Sequence[Any]) -> Metrics:
+    """What corrections kept, and where the states of adaptive terms stand after the step."""
+    out: Metrics = {}
+    for term, state in zip(terms, states, strict=True):
+        if isinstance(term, AdaptiveEntropy):
+            out["adaptive_entropy/coef"] = state[0]
+        if isinstance(term, Corrected):
+            made = [_corrections(term, u) for u in updates if u.result is not None]
+            for name in made[0] if made else ():
+                out[f"correction/{name}/kept"] = _mean([facts[name][0] for facts in made])
+                out[f"correction/{name}/mean_weight"] = _mean([facts[name][1] for facts in made])
+    return out
+
+
+def _corrections(term: Corrected, u: Update) -> dict[str, tuple[float, float]]:
+    """Kept share and mean weight over the update's trained units, by correction."""
+    assert u.result is not None
+    step = u.batch.step
+    part = step.rows(u.rows)
+    scores = Scores(logprobs=u.result.logprobs.to(part.mask.device))
+    found = {}
+    for rows, made in ((step, term.stored(step)), (part, term.current(part, scores))):
+        for name, correction in made.items():
+            weight = correction.weight.expand_as(rows.mask)[rows.mask]
+            found[name] = (correction.kept, _mean(weight.double().cpu().numpy()))
+    return found
 
 
 def _bounds(u: Update) -> np.ndarray:

@@ -12,11 +12,14 @@ from gspo.advantages.base import AdvantageEstimator
 from gspo.collectors import Collector, Direct, GroupSource, Refill
 from gspo.config import RunConfig
 from gspo.data import Dataset, load_dataset
+from gspo.functional import as_terms
 from gspo.models import Loaded, load_model
 from gspo.objectives.base import UnitObjective
+from gspo.objectives.corrected import Corrected
 from gspo.policies.causal_lm import CausalLM, TokenScorer
 from gspo.policies.network import Network
 from gspo.renderers import Renderer
+from gspo.requirements import unmet
 from gspo.rewards import Rewards
 from gspo.samplers.in_process import InProcess
 from gspo.sampling import Sampling
@@ -69,7 +72,8 @@ class Parts:
 
     @property
     def needs_reference(self) -> bool:
-        return any("reference" in term.needs for term in self.terms)
+        in_terms = any("reference" in term.traits.needs for term in self.terms)
+        return in_terms or "reference" in self.advantage.traits.needs
 
     def evaluation_source(self, temperature: float) -> GroupSource:
         """Held-out sampling: `samples` attempts, one when greedy."""
@@ -96,7 +100,9 @@ def build(
     config: RunConfig, given: Given = Given(), report: Callable[[str], None] = print, with_rewards: bool = True
 ) -> Parts:
     """Load model, data and rewards, and put the loop's parts together."""
+    terms, advantage = chosen_terms(config, given), given.advantage or config.advantage
     dataset = given.data or load_dataset(config.data, config.seed)
+    refuse_unmet(config, terms, advantage, dataset)
     loaded = (
         Loaded(given.model.eval(), given.tokenizer, type(given.model).__name__)
         if given.model is not None
@@ -125,6 +131,7 @@ def build(
         micro_batch_tokens=config.micro_batch_tokens,
         pad_id=renderer.pad_id,
         layout=config.layout,
+        keeps_groups_whole=any(term.traits.keeps_groups_whole for term in terms),
     )
     policy = CausalLM(scorer, config.optimizer)
     sampler = InProcess(network, renderer.stop_ids, renderer.pad_id, config.sampler_rows)
@@ -160,9 +167,28 @@ def build(
         sampler=sampler,
         source=source,
         collector=collector,
-        terms=(given.objective or config.objective, *config.terms, *given.terms),
-        advantage=given.advantage or config.advantage,
+        terms=terms,
+        advantage=advantage,
     )
+
+
+def chosen_terms(config: RunConfig, given: Given = Given()) -> tuple[UnitObjective, ...]:
+    """The objective under its corrections, then the terms that add to it."""
+    objective = given.objective or config.objective
+    if config.corrections:
+        objective = Corrected(base=objective, corrections=config.corrections)
+    return as_terms((objective, *config.terms, *given.terms))
+
+
+def refuse_unmet(
+    config: RunConfig, terms: Sequence[UnitObjective], advantage: AdvantageEstimator, dataset: Dataset
+) -> None:
+    """Raises ValueError with every requirement that the run does not meet."""
+    columns = dataset.train[0].keys() if len(dataset.train) else ()
+    updates = config.updates_per_step * config.epochs
+    problems = unmet(terms, advantage, group_size=config.group_size, updates_per_rollout=updates, columns=columns)
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 def no_reward(completions: list[str], **columns: Any) -> list[None]:

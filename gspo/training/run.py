@@ -27,6 +27,7 @@ from gspo.training.loop import evaluate_policy, evaluation_metrics, evaluation_r
 from gspo.training.parts import Given, Parts, build, choose_threads, export_model, frozen_reference, saved_reference
 from gspo.training.state import TrainState, load_newest, save
 from gspo.training.supervised import train_supervised
+from gspo.training.update import initial_states
 
 COLD_START_PROBLEMS = 200
 
@@ -65,6 +66,7 @@ def start(config: RunConfig, given: Given = Given(), console: Console | None = N
         state = TrainState(
             threads=threads,
             advantage=parts.advantage.init(),
+            objective=initial_states(parts.terms),
             before={**evaluation_record(before), "cold_start_steps": supervised},
             seconds=time.perf_counter() - started,
         )

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from gspo.functional import explain
-from gspo.objectives.base import UnitObjective
+from gspo.objectives.base import Stateful, UnitObjective
 from gspo.policies.base import Policy, StepResult
 from gspo.policies.causal_lm import TokenScorer
-from gspo.training.batch import MiniBatch, with_old_logprobs, with_reference
+from gspo.training.batch import MiniBatch, with_old_entropy, with_old_logprobs, with_reference
 from gspo.types import Explanation, Scores, Step
 
 
@@ -32,6 +34,8 @@ class Mismatch:
     mean: float
     max: float
     ratio_std: float
+    band: float
+    """How far the log-ratio may be from 0 before the objective acts on it; infinity where it never does."""
 
 
 def measure_mismatch(terms: Sequence[UnitObjective], step: Step, logprobs: Tensor) -> Mismatch:
@@ -40,13 +44,14 @@ def measure_mismatch(terms: Sequence[UnitObjective], step: Step, logprobs: Tenso
     mask = step.mask
     gap = (logprobs - step.old_logprobs)[mask].abs()
     if gap.numel() == 0:
-        return Mismatch(mean=0.0, max=0.0, ratio_std=0.0)
+        return Mismatch(mean=0.0, max=0.0, ratio_std=0.0, band=why.band)
     ratio = _per_sequence(why, mask) if why.level == "sequence" else why.log_ratio[mask]
     # Around 0, not around its own mean: a common shift leaves the clip band too.
     return Mismatch(
         mean=gap.double().mean().item(),
         max=gap.max().item(),
         ratio_std=ratio.double().square().mean().sqrt().item(),
+        band=why.band,
     )
 
 
@@ -55,16 +60,9 @@ def _per_sequence(why: Explanation, mask: Tensor) -> Tensor:
     return why.log_ratio.gather(1, mask.long().argmax(dim=1, keepdim=True))[live, 0]
 
 
-def smallest_bound(terms: Sequence[UnitObjective]) -> float:
-    """The narrower clip bound of the main objective; infinity for one without clip bounds."""
-    fields = vars(terms[0])
-    bounds = [fields[name] for name in ("clip_low", "clip_high") if name in fields]
-    return min(bounds, default=float("inf"))
-
-
-def is_sampler_sound(mismatch: Mismatch, terms: Sequence[UnitObjective]) -> bool:
-    """Whether the sampler's log-probs may be the ratio's denominator: noise under a third of the smaller bound."""
-    return mismatch.ratio_std < smallest_bound(terms) / 3
+def is_sampler_sound(mismatch: Mismatch) -> bool:
+    """Whether the sampler's log-probs may be the ratio's denominator: noise under a third of the objective's band."""
+    return mismatch.ratio_std < mismatch.band / 3
 
 
 def prepare(
@@ -86,17 +84,26 @@ def prepare(
             old = batch.step.old_logprobs.clone()
             old[rows] = policy.logprobs(batch.step.rows(rows)).logprobs.to(old.dtype)
             batch = with_old_logprobs(batch, old)
-        if reference is not None:
+        if any("old_entropy" in term.traits.needs for term in terms):
+            entropy = policy.logprobs(batch.step).entropy  # of every row: quantiles are over the whole step
+            batch = with_old_entropy(batch, entropy)
+        if reference is not None and any("reference" in term.traits.needs for term in terms):
             batch = with_reference(batch, reference.logprobs(batch.step).logprobs)
         ready.append(batch)
     return ready
 
 
 def live_rows(step: Step, terms: Sequence[UnitObjective]) -> list[int]:
-    """Rows whose gradient is not known to be 0: trained, and of non-zero advantage where that settles it."""
+    """Rows whose gradient is not known to be 0: trained, and of non-zero advantage where that settles it.
+
+    An objective that compares the rows of a group keeps every trained row of a group with any such advantage.
+    """
     live = step.mask.any(dim=1)
-    if all(term.is_inert_at_zero_advantage for term in terms):
-        live = live & (step.advantage != 0)
+    if all(term.traits.skips_zero_advantage for term in terms):
+        pulls = live & (step.advantage != 0).reshape(len(live), -1).any(dim=1)
+        if any(term.traits.keeps_groups_whole for term in terms):
+            pulls = torch.isin(step.group, step.group[pulls])
+        live = live & pulls
     return live.nonzero()[:, 0].tolist()
 
 
@@ -117,10 +124,39 @@ def run_updates(
     terms: Sequence[UnitObjective],
     epochs: int,
     rates: Sequence[float],
-) -> list[Update]:
-    """`epochs` passes over the mini-batches, one optimizer update each, with the learning rates `rates`."""
-    passes = [batch for _ in range(epochs) for batch in batches]
-    return [update(policy, batch, terms, lr) for batch, lr in zip(passes, rates, strict=True)]
+    states: Sequence[Any] = (),
+) -> tuple[list[Update], list[Any]]:
+    """`epochs` passes over the mini-batches, one optimizer update each, with the learning rates `rates`.
+
+    `states` are those of the terms (None for a term without); they move after each update by its own sums.
+    """
+    now = list(states) or initial_states(terms)
+    done = []
+    for batch, lr in zip([batch for _ in range(epochs) for batch in batches], rates, strict=True):
+        done.append(update(policy, batch, at_states(terms, now), lr))
+        totals = _totals(done[-1])
+        now = [
+            term.update(state, totals) if isinstance(term, Stateful) else state
+            for term, state in zip(terms, now, strict=True)
+        ]
+    return done, now
+
+
+def initial_states(terms: Sequence[UnitObjective]) -> list[Any]:
+    return [term.init() if isinstance(term, Stateful) else None for term in terms]
+
+
+def at_states(terms: Sequence[UnitObjective], states: Sequence[Any]) -> list[UnitObjective]:
+    """The terms of one update."""
+    return [term.at(state) if isinstance(term, Stateful) else term for term, state in zip(terms, states, strict=True)]
+
+
+def _totals(done: Update) -> dict[str, float]:
+    """Sums over the update's rows that a term's state may move by."""
+    if done.result is None:
+        return {"units": 0.0, "entropy": 0.0}
+    mask = done.batch.step.rows(done.rows).mask.cpu()
+    return {"units": float(mask.sum()), "entropy": done.result.entropy[mask].double().sum().item()}
 
 
 def first_forward(updates: Sequence[Update], terms: Sequence[UnitObjective]) -> Mismatch | None:

@@ -1,6 +1,6 @@
 """Each law fails on the defect it is there for: the bugs are real ones of other trainers, made again on purpose."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import laws
 import pytest
@@ -8,8 +8,11 @@ import torch
 
 import gspo
 from gspo.averaging import row_mean, unit_mean
+from gspo.objectives import Traits
 from gspo.ratio import sequence_log_ratio, token_log_ratio
 from gspo.surrogate import clipped_surrogate, per_unit
+
+DECLARED = Traits()
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,7 @@ class Defective:
     weigh: object = None
     gains: object = None
     name: str = "defective"
-    needs: tuple = ("old",)
-    is_inert_at_zero_advantage: bool = True
+    traits: Traits = DECLARED
 
     def counts(self, step):
         return gspo.GRPO().counts(step)
@@ -83,6 +85,21 @@ def _divides_by_length(scores, step):
     return _grpo(scores, step, ratio) / step.mask.sum()
 
 
+def _stopped(scores, step):
+    return token_log_ratio(scores, step).detach().exp() * per_unit(step.advantage, scores.logprobs) * scores.logprobs
+
+
+def _first_advantage(scores, step):
+    advantage = step.advantage if step.advantage.ndim == 1 else step.advantage[:, 0]
+    return _grpo(scores, replace(step, advantage=advantage), token_log_ratio(scores, step).exp())
+
+
+def _reads_reference(scores, step):
+    return (
+        gspo.GRPO().gain(scores, step) + 0.01 * (step.reference_logprobs - scores.logprobs.detach()) * scores.logprobs
+    )
+
+
 DEFECTS = [
     (Defective("micro-batch normaliser", gains=_own_normaliser), laws.micro_batches_sum_to_the_step),
     (Defective("centred over rows", gains=_centred_over_rows), laws.micro_batches_sum_to_the_step),
@@ -91,10 +108,22 @@ DEFECTS = [
     (Defective("row position", weigh=_positional), laws.row_order_does_not_matter),
     (Defective("product ratio", gains=_sum_ratio), laws.at_ratio_one_the_gradient_is_minus_advantage_times_weight),
     (Defective("inverted ratio", gains=_inverted), laws.at_ratio_one_the_gradient_is_minus_advantage_times_weight),
-    (Defective("bonus", gains=_bonus_at_zero_advantage), laws.zero_advantage_zero_gradient),
+    (Defective("bonus", gains=_bonus_at_zero_advantage), laws.rows_of_zero_advantage_may_be_left_out),
     (
         Defective("0/0", gains=_divides_by_length, weigh=lambda s, c: s.mask / s.mask.sum()),
         laws.a_step_of_nothing_is_zero,
+    ),
+    (Defective("reads another row", gains=_centred_over_rows), laws.only_declared_objectives_need_whole_groups),
+    (Defective("stopped ratio", gains=_stopped), laws.gradient_is_the_derivative),
+    (
+        Defective("takes the first unit's advantage", gains=_first_advantage),
+        laws.an_advantage_per_unit_is_taken_or_refused,
+    ),
+    (Defective("reads the reference unasked", gains=_reads_reference), laws.what_is_read_is_declared),
+    (Defective("asks for entropy in vain", traits=Traits(needs=("old", "entropy"))), laws.what_is_read_is_declared),
+    (
+        Defective("asks for pairs in vain", traits=Traits(min_group=2)),
+        laws.a_group_needs_as_many_completions_as_declared,
     ),
     (
         Defective("forgets empty rows", weigh=lambda s, c: row_mean(s, {"rollouts": int(s.mask.any(1).sum()) - 2})),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import gspo
-from gspo.advantages import RLOO, BatchStd, GroupMean, GroupStd
+from gspo.advantages import RLOO, GroupMean, GroupStd, LitePPO
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 NAN = float("nan")
@@ -329,13 +329,13 @@ def read_advantages(name, rewards, group):
                 "group_std": (reward - mean_of(scores)) / (std_of(scores) + 1e-4),
                 "group_mean": reward - mean_of(scores),
                 "rloo": reward - mean_of(others),
-                "batch_std": (reward - mean_of(scores)) / (std_of(every) + 1e-4),
+                "lite_ppo": (reward - mean_of(scores)) / (std_of(every) + 1e-4),
             }[name]
         )
     return torch.tensor(out, dtype=torch.float64)
 
 
-ESTIMATORS = (GroupStd(), GroupMean(), RLOO(), BatchStd())
+ESTIMATORS = (GroupStd(), GroupMean(), RLOO(), LitePPO())
 REWARDS = {
     "plain": [1.0, 0.0, 0.25, 0.5, -1.0, 3.0, 3.5, 2.0],
     "unscored rows": [1.0, NAN, 0.25, 0.5, NAN, NAN, 3.5, 2.0],

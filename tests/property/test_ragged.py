@@ -10,11 +10,12 @@ from objectives import OBJECTIVES, TERMS
 from steps import Inputs, names, value_and_gradient, weights_of
 
 import gspo
-from gspo.advantages import RLOO, BatchStd, GroupMean, GroupStd
+from gspo.advantages import RLOO, GroupMean, GroupStd, LitePPO
+from gspo.functional import as_terms
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-11}
 EVERY = [*OBJECTIVES, *TERMS]
-ESTIMATORS = (GroupStd(), GroupMean(), RLOO(), BatchStd())
+ESTIMATORS = (GroupStd(), GroupMean(), RLOO(), LitePPO())
 
 
 @st.composite
@@ -60,14 +61,17 @@ def test_loss_is_finite_and_stays_inside_the_mask(terms, x):
 @pytest.mark.parametrize("terms", EVERY, ids=names)
 @given(x=steps(), seed=st.integers(0, 100))
 def test_any_partition_of_any_order_adds_up(terms, x, seed):
-    """Micro-batches cut at random from shuffled rows, empty rows wherever they fall."""
+    """Micro-batches cut at random from shuffled rows, empty rows wherever they fall; whole groups where declared."""
     value, gradient = value_and_gradient(terms, x)
     weight = weights_of(terms, x)
     make = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(x.mask), generator=make)
+    is_whole = any(term.traits.keeps_groups_whole for term in as_terms(terms))
+    members = x.group.unique() if is_whole else torch.arange(len(x.mask))
+    order = members[torch.randperm(len(members), generator=make)]
     cut = torch.rand(len(order) - 1, generator=make) < 0.5
     total, parts = 0.0, torch.zeros_like(gradient)
-    for rows in order.tensor_split((cut.nonzero()[:, 0] + 1).tolist()):
+    for part in order.tensor_split((cut.nonzero()[:, 0] + 1).tolist()):
+        rows = torch.isin(x.group, part).nonzero()[:, 0] if is_whole else part
         part = tuple(w[rows] for w in weight)
         got, parts[rows] = value_and_gradient(terms, x.rows(rows), part if len(part) > 1 else part[0])
         total += got
@@ -75,19 +79,27 @@ def test_any_partition_of_any_order_adds_up(terms, x, seed):
     torch.testing.assert_close(parts, gradient, **CLOSE)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=names)
+@pytest.mark.parametrize("objective", [o for o in OBJECTIVES if o.traits.reads_advantage], ids=names)
 @given(mask=masks())
 def test_weights_sum_to_what_the_mean_says(objective, mask):
-    """A mean over rows gives every row with a unit 1/B; a mean over units gives 1 in all; a constant n_i / (B L)."""
-    total = gspo.weights(objective, mask).sum(dim=1)
+    """A mean over rows gives every row with a unit 1/B; over units 1 in all; a constant n_i / (B L); a sum n_i / B."""
+    total = gspo.weights(objective, mask, group=torch.zeros(len(mask), dtype=torch.long)).sum(dim=1)
     live, units = mask.any(dim=1).double(), mask.sum(dim=1).double()
-    expected = {
-        "dapo": units / max(units.sum().item(), 1),
-        "dr_grpo": units / (len(mask) * 11),
-    }
-    torch.testing.assert_close(
-        total, expected[objective.name] if objective.name in expected else live / len(mask), **CLOSE
-    )
+    expected = {"dr_grpo": units / (len(mask) * 11), "luspo": units / len(mask), "reinforce": units / len(mask)}
+    over_units = units / max(units.sum().item(), 1)
+    mean = live / len(mask) if objective.traits.counts_empty_rows else over_units
+    is_listed = objective.name in expected and objective.traits.counts_empty_rows
+    torch.testing.assert_close(total, expected[objective.name] if is_listed else mean, **CLOSE)
+
+
+@pytest.mark.parametrize("objective", [o for o in OBJECTIVES if not o.traits.reads_advantage], ids=names)
+@given(x=steps())
+def test_weights_of_group_losses_count_each_row_once(objective, x):
+    """A row's value stands on all its units, so a row's weights add up to 1 / (pairs or groups), or to 0."""
+    total = weights_of(objective, x)[0].sum(dim=1)
+    positive = total[total > 0]
+    torch.testing.assert_close(positive, positive[:1].expand_as(positive), **CLOSE)
+    assert not total[~x.mask.any(dim=1)].any()
 
 
 @given(x=steps())

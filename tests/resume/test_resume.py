@@ -23,7 +23,7 @@ VARIANTS = {
         ("objective", "dapo"),
         ("collector.refill", True),
         ("collector.drop_truncated", True),
-        ("advantage", "batch_std"),
+        ("advantage", "lite_ppo"),
     ),
     "epochs, warm-up, cosine": (("epochs", 2), ("schedule.kind", "cosine"), ("schedule.warmup_steps", 2)),
     "bf16": (("dtype", "bfloat16"),),

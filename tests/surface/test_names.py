@@ -57,7 +57,10 @@ def test_the_mathematics_imports_light():
     assert [name for name in loaded if is_under(name, "gspo.training") or is_under(name, "gspo.policies")] == []
 
 
-PURE = ("types.py", "ratio.py", "surrogate.py", "averaging.py", "kl.py", "functional.py", "objectives", "advantages")
+PURE = (
+    *("types.py", "ratio.py", "surrogate.py", "averaging.py", "kl.py", "groups.py", "explain.py", "corrections.py"),
+    *("functional.py", "objectives", "advantages"),
+)
 FORBIDDEN = [
     *((place, ("transformers", "torch.distributed", "vllm", "ray", "rich", "pyarrow")) for place in PURE),
     *(
@@ -81,7 +84,9 @@ def test_imports_point_downwards(place, forbidden):
 
 
 def test_a_paper_is_a_small_file_and_there_are_no_drawers():
-    assert {f.name: n for f in sources("objectives") if (n := len(f.read_text().splitlines())) > 80} == {}
+    papers = [f for f in sources("objectives", "advantages") if f.name != "__init__.py"]
+    lines = {f.name: len(f.read_text().splitlines()) for f in papers}
+    assert {name: number for name, number in lines.items() if number > (80 if name != "base.py" else 120)} == {}
     drawers = {"utils.py", "helpers.py", "common.py", "misc.py"}
     assert [str(f) for f in PACKAGE.rglob("*.py") if f.name in drawers] == []
 

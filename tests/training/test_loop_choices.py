@@ -1,6 +1,7 @@
 """What the loop decides by itself: the denominator of the ratio, and which model was best."""
 
 import pytest
+import torch
 from runs import settings
 
 import gspo
@@ -11,8 +12,8 @@ from gspo.training.loop import keep_best
 from gspo.training.parts import build
 from gspo.training.run import start
 from gspo.training.state import TrainState, load_newest
-from gspo.training.update import Mismatch, is_sampler_sound, smallest_bound
-from gspo.types import Completion
+from gspo.training.update import Mismatch, is_sampler_sound
+from gspo.types import Completion, Scores, Step
 
 
 def choice_of(folder) -> str:
@@ -52,10 +53,17 @@ def test_a_setting_is_obeyed(tmp_path, monkeypatch, setting):
 
 
 def test_a_third_of_the_smaller_bound_is_the_limit():
-    terms = (gspo.GSPO(clip_low=3e-4, clip_high=4e-4), gspo.EntropyBonus())
-    assert smallest_bound(terms) == 3e-4
-    noise = lambda std: Mismatch(mean=0.0, max=1.0, ratio_std=std)  # noqa: E731
-    assert is_sampler_sound(noise(0.99e-4), terms) and not is_sampler_sound(noise(1.01e-4), terms)
+    x = torch.zeros(1, 1)
+    band = lambda objective: objective.explain(Scores(logprobs=x), step_of(x)).band  # noqa: E731
+    assert band(gspo.GSPO(clip_low=3e-4, clip_high=4e-4)) == 3e-4
+    assert band(gspo.DHPO()) == 3e-4 and band(gspo.GMPO()) == 0.4 and band(gspo.SAPO()) == float("inf")
+    noise = lambda std: Mismatch(mean=0.0, max=1.0, ratio_std=std, band=3e-4)  # noqa: E731
+    assert is_sampler_sound(noise(0.99e-4)) and not is_sampler_sound(noise(1.01e-4))
+
+
+def step_of(x):
+    row = torch.zeros(1, dtype=torch.long)
+    return Step(mask=x == 0, advantage=x[0], old_logprobs=x, length=row, group=row, rollout=row)
 
 
 def result(reward: float, accuracy: float | None) -> dict[str, EvaluationResult]:

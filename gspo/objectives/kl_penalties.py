@@ -1,6 +1,6 @@
-"""Terms that add to an objective: a KL penalty and an entropy bonus, each with its own averaging.
+"""KL penalties: terms that add to an objective, with an averaging of their own.
 
-    loss = -(gain_objective * weight).sum() + kl_coef * mean KL - entropy_coef * mean entropy
+    loss = -(gain_objective * weight).sum() + coef * mean KL
 
 The KL estimators are those of `gspo.kl`. "token" averages over the step's trained units; "sequence" averages within
 each rollout first. TRL's `beta` has the averaging of its loss_type; since 1.16 its default is "unbiased", and k3 is
@@ -8,21 +8,16 @@ use_bias_correction_kl=False. verl: kl_loss_coef with kl_loss_type.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from gspo.averaging import Counts, count, row_mean, unit_mean
+from gspo.averaging import Counts, count
 from gspo.kl import KLEstimator, kl_estimate
-from gspo.objectives.base import Need
+from gspo.objectives.base import Traits
+from gspo.objectives.penalty import Averaging, averaged, penalty_traits
 from gspo.types import Scores, Step
-
-Averaging = Literal["sequence", "token"]
-
-
-def _weights(averaging: Averaging, step: Step, counts: Counts) -> Float[Tensor, "B U"]:
-    return row_mean(step, counts) if averaging == "sequence" else unit_mean(step, counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +32,14 @@ class ReferenceKL:
     averaging: Averaging = "sequence"
     """"sequence": mean over rollouts of means over units (GRPO's); "token": mean over units of the step."""
 
-    needs: ClassVar[tuple[Need, ...]] = ("reference",)
-    is_inert_at_zero_advantage: ClassVar[bool] = False
     counts = staticmethod(count)
 
+    @property
+    def traits(self) -> Traits:
+        return penalty_traits(self.averaging, "reference", *(("old",) if self.estimator == "unbiased" else ()))
+
     def weights(self, step: Step, counts: Counts) -> Float[Tensor, "B U"]:
-        return _weights(self.averaging, step, counts)
+        return averaged(self.averaging, step, counts)
 
     def gain(self, scores: Scores, step: Step) -> Float[Tensor, "B U"]:
         assert step.reference_logprobs is not None
@@ -54,25 +51,28 @@ class ReferenceKL:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntropyBonus:
-    """Bonus coef * mean entropy of the next-token distribution (nats), with gradient through the entropy."""
+class OldKL:
+    """Penalty coef * KL(policy || old policy): a soft trust region around the weights that sampled."""
 
-    name: Literal["entropy_bonus"] = "entropy_bonus"
+    name: Literal["old_kl"] = "old_kl"
     coef: float = 1e-3
-    """Strength of the bonus; negative values penalise entropy."""
+    """Strength of the penalty; 1e-3 is TRPA's."""
+    estimator: KLEstimator = "k3"
+    """k1, k2, k3 or unbiased."""
     averaging: Averaging = "token"
     """"sequence" or "token", as in ReferenceKL."""
 
-    needs: ClassVar[tuple[Need, ...]] = ("entropy",)
-    is_inert_at_zero_advantage: ClassVar[bool] = False
     counts = staticmethod(count)
 
+    @property
+    def traits(self) -> Traits:
+        return penalty_traits(self.averaging, "old")
+
     def weights(self, step: Step, counts: Counts) -> Float[Tensor, "B U"]:
-        return _weights(self.averaging, step, counts)
+        return averaged(self.averaging, step, counts)
 
     def gain(self, scores: Scores, step: Step) -> Float[Tensor, "B U"]:
-        assert scores.entropy is not None
-        return self.coef * scores.entropy
+        return -self.coef * kl_estimate(scores.logprobs, step.old_logprobs, self.estimator, step.old_logprobs)
 
     def explain(self, scores: Scores, step: Step) -> None:
         return None

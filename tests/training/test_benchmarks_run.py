@@ -1,0 +1,144 @@
+"""The recorded comparisons, with a smaller model and a few steps: what they write, and that nothing is made twice."""
+
+import importlib.util
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gspo.config import ColdStart, Evaluation
+from gspo.models import TinyConfig
+from gspo.rewards import RewardConfig
+from gspo.sampling import Sampling
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SMALL = {
+    "steps": 2,
+    "prompts_per_step": 8,
+    "group_size": 4,
+    "updates_per_step": 4,
+    "tiny": TinyConfig(hidden_size=16, layers=1, heads=2, kv_heads=2, intermediate_size=32),
+    # A random model is never right about sums; it is sometimes short, so there is something to learn.
+    "rewards": (RewardConfig(name="length", options={"target_tokens": 2}),),
+    "sampling": Sampling(max_completion_tokens=4),
+    "evaluation": Evaluation(every=1, prompts=4),
+    "cold_start": ColdStart(steps=2, batch=8, check_every=1),
+}
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A script of benchmarks/ by its name, under a module name of its own; its neighbours are importable."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def numbers(value):
+    """Every number inside, however deep."""
+    if isinstance(value, dict | list | tuple):
+        return [n for item in (value.values() if isinstance(value, dict) else value) for n in numbers(item)]
+    return [value] if isinstance(value, int | float) else []
+
+
+def made_at(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name in MADE_ONCE}
+
+
+MADE_ONCE = ("cold-start.json", "summary.json", "metrics.jsonl", "before.json", "held-out.json")
+
+
+def assert_pictures(folder, names):
+    for name in names:
+        assert (folder / name).read_bytes().startswith(b"\x89PNG"), name
+
+
+def test_gspo_against_grpo(script, tmp_path):
+    module = script("reproduce_gspo")
+    plan = module.Plan(
+        runs=tmp_path / "runs",
+        docs=tmp_path / "docs",
+        tiny=replace(module.TINY, **SMALL),
+        tasks=(module.Task(digits=1, stop_at=1.0),),
+        seeds=(1, 2),
+        sweep_lrs=(3e-4, 1e-3),
+        text=replace(module.TEXT, **SMALL, model="tiny", data=module.TINY.data),
+        text_seeds=(0, 1),
+        length_edges=(1, 3, 4),
+    )
+    plan = replace(plan, text=replace(plan.text, cold_start=ColdStart(), evaluation=Evaluation(every=0, prompts=0)))
+    record = module.main(plan)
+    assert_pictures(tmp_path / "docs" / "images", ("reproduce-gspo.png", "reproduce-gspo-clipping.png"))
+    written = json.loads((tmp_path / "docs" / "records" / "reproduce-gspo.json").read_text())
+    assert written.keys() == record.keys()
+    assert all(math.isfinite(n) for n in numbers(written)) and len(numbers(written)) > 100
+    task = written["tasks"]["1-digit"]
+    assert {"gspo 0.0003", "grpo 0.0003"} <= task["arms"].keys()
+    for arm in task["arms"].values():
+        assert arm.keys() >= {"held_out", "reward_last_sixth", "clipped", "sequence_variance", "token_variance"}
+        assert arm["clipped"]["mini_batch_1"]["mean"] == 0.0  # the policy has not moved: every ratio is 1
+    assert task["arms"]["gspo 0.0003"]["clipped"]["all"]["mean"] > task["arms"]["grpo 0.0003"]["clipped"]["all"]["mean"]
+    assert written["text"]["after"].keys() == {"gspo", "grpo"}
+    assert written["text"]["by_length"]["gspo"][0]["sequence"]["std"] > 0
+
+    before = made_at(plan.runs)
+    again = module.main(plan)
+    assert made_at(plan.runs) == before and len(before) > 10
+    assert again["tasks"] == record["tasks"]
+
+
+def test_both_objectives_start_from_the_same_weights_and_samples(script, tmp_path):
+    module = script("reproduce_gspo")
+    plan = module.Plan(runs=tmp_path, tiny=replace(module.TINY, **SMALL), tasks=(module.Task(digits=1, stop_at=1.0),))
+    read = script("experiment").read_metrics
+    first = [read(module.tiny_run(plan, plan.tasks[0], name, 3e-4, 1))[1] for name in ("gspo", "grpo")]
+    assert first[0]["reward"] == first[1]["reward"] and first[0]["entropy"] != 0.0
+
+
+def test_every_objective_on_the_embedded_task(script, tmp_path):
+    module = script("objectives")
+    tiny = replace(module.TINY, **SMALL)
+    plan = module.Plan(runs=tmp_path / "runs", docs=tmp_path / "docs", tiny=tiny, seeds=(1,))
+    assert {"gspo", "gspo_token", "grpo", "dr_grpo", "dapo"} <= set(plan.names)
+    page = plan.docs / "results.md"
+    page.parent.mkdir()
+    page.write_text("head\n<!-- objectives -->\nold\n<!-- end objectives -->\ntail\n")
+    record = module.main(plan)
+    assert_pictures(plan.docs / "images" / "papers", [f"{name}.png" for name in plan.names])
+    written = json.loads((plan.docs / "records" / "objectives.json").read_text())
+    assert set(written["objectives"]) == set(plan.names)
+    for name, part in written["objectives"].items():
+        assert part.keys() >= {"held_out", "gain", "reward", "clipped", "updates", "lr", "advantage", "failures"}, name
+        assert part["failures"] == [] and all(math.isfinite(n) for n in numbers(part)), name
+    text = page.read_text()
+    assert text.startswith("head\n") and text.endswith("\ntail\n") and "old" not in text
+    assert text.count("\n| ") == len(plan.names) + 1
+
+    before = made_at(plan.runs)
+    assert module.main(plan)["objectives"] == record["objectives"]
+    assert made_at(plan.runs) == before and len(before) >= 2 * len(plan.names)
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_one(script, tmp_path):
+    module = script("reproduce_gspo")
+    plan = module.Plan(runs=tmp_path, tiny=replace(module.TINY, **SMALL), tasks=(module.Task(digits=1, stop_at=1.0),))
+    module.tiny_run(plan, plan.tasks[0], "gspo", 3e-4, 1)
+    other = replace(plan, tiny=replace(plan.tiny, steps=3))
+    with pytest.raises(ValueError, match="other settings"):
+        module.tiny_run(other, plan.tasks[0], "gspo", 3e-4, 1)
+
+
+def test_an_interval_over_seeds(script):
+    found = script("experiment").over_seeds([1.0, 2.0, 3.0])
+    assert found["mean"] == 2.0
+    assert found["high"] - found["mean"] == pytest.approx(4.303 / math.sqrt(3))
