@@ -118,6 +118,8 @@ def estimate(parts: Parts, collected: Collected, reference: TokenScorer | None, 
 def settle_old_logprobs(parts: Parts, state: TrainState, batch: MiniBatch) -> tuple[str, Mismatch | None]:
     """Whose log-probs divide the ratio. "auto" measures once, on the first mini-batch of the run, then decides."""
     choice = state.old_logprobs or (parts.config.old_logprobs if parts.config.old_logprobs != "auto" else "")
+    if not any("old" in term.traits.needs for term in parts.terms):
+        choice = "sampler"  # nothing divides by it
     if choice == "sampler":
         return choice, None
     mismatch = measure_mismatch(parts.terms, batch.step, parts.policy.logprobs(batch.step).logprobs)

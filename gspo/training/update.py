@@ -40,7 +40,7 @@ class Mismatch:
 
 def measure_mismatch(terms: Sequence[UnitObjective], step: Step, logprobs: Tensor) -> Mismatch:
     """`logprobs` [B,U] come from the policy at the weights that sampled; the step's old ones from the sampler."""
-    why = explain(terms, Scores(logprobs=logprobs), step)
+    why = explain([term for term in terms if "old" in term.traits.needs], Scores(logprobs=logprobs), step)
     mask = step.mask
     gap = (logprobs - step.old_logprobs)[mask].abs()
     if gap.numel() == 0:
