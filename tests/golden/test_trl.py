@@ -1,98 +1,176 @@
-"""gspo.loss against what TRL 1.16 itself computes on the same log-probs: value and gradient (made by make_trl.py).
+"""Ours against what TRL 1.16 itself computes on the same tensors: value and gradient (made by make_trl.py).
 
-Where the two differ on purpose, beside what a case here states:
-- TRL divides by gradient accumulation and, for token means, by the tokens of the generation batch shared equally over
-  its updates; ours divide by what the optimizer step really holds. With one micro-batch per update they coincide.
-- TRL multiplies by the mask, so that NaN behind it spreads; ours selects.
-- TRL's default with beta > 0 is the KL times the ratio (use_bias_correction_kl, DeepSeek-V3.2): our "unbiased". The
-  plain k3 of ReferenceKL's default is TRL's with use_bias_correction_kl=False.
-- TRL keeps the rows' dtype (these are float64 on both sides); ours raises half precision to float32.
+Where the two differ on purpose is in docs/parity.md, by how much in the tests below.
 """
-
-import json
-from pathlib import Path
 
 import pytest
 import torch
+from parity_cases import (
+    ADAPTIVE,
+    DAPO,
+    RECORDED,
+    TRL_ADVANTAGES,
+    TRL_LOSSES,
+    TRL_STATE,
+    assert_equal,
+    close,
+    corrected,
+    inputs,
+    number,
+    ours,
+    scored,
+    theirs,
+)
 
 import gspo
+from gspo.corrections import TokenTIS
 
-GOLDEN = json.loads(Path(__file__).with_name("trl_1_16.json").read_text())
-MAX_LENGTH = GOLDEN["max_completion_length"]
-CLOSE = {"rtol": 1e-12, "atol": 1e-14}
-
-EQUAL = [
-    ("gspo", gspo.GSPO()),
-    ("gspo", gspo.GSPOToken()),
-    ("gspo_wide", gspo.GSPO(clip_low=0.2, clip_high=0.2)),
-    ("gspo_wide", gspo.GSPOToken(clip_low=0.2, clip_high=0.2)),
-    ("grpo", gspo.GRPO()),
-    ("grpo_clip_higher", gspo.GRPO(clip_high=0.28)),
-    ("grpo_kl", (gspo.GRPO(), gspo.ReferenceKL(coef=0.04, estimator="k3"))),
-    ("grpo_kl_default", (gspo.GRPO(), gspo.ReferenceKL(coef=0.04, estimator="unbiased"))),
-    ("grpo_entropy", (gspo.GRPO(), gspo.EntropyBonus(coef=0.01))),
-    ("dr_grpo", gspo.DrGRPO(max_length=MAX_LENGTH)),
-    ("bnpo", gspo.DAPO()),
-    ("dapo", gspo.DAPO()),
-    ("dapo_kl", (gspo.DAPO(), gspo.ReferenceKL(coef=0.04, averaging="token"))),
-]
+GOLDEN = RECORDED["trl"]
+WITH_SAMPLER = {name for name, case in GOLDEN["cases"].items() if "vllm" in case}
 
 
-def ours(terms, key):
-    """(loss, gradient in the log-probs, gradient in the entropies)."""
-    x = {name: torch.tensor(value, dtype=torch.float64) for name, value in GOLDEN["inputs"][key].items()}
-    leaf, entropy = x["logprobs"].requires_grad_(True), x["entropy"].requires_grad_(True)
-    out = gspo.loss(
-        terms,
-        leaf,
-        old_logprobs=x["old_logprobs"],
-        reference_logprobs=x["reference_logprobs"],
-        entropy=entropy,
-        mask=x["mask"].bool(),
-        advantage=x["advantage"],
-    ).loss
-    out.backward()
-    return out.detach(), leaf.grad, torch.zeros_like(entropy) if entropy.grad is None else entropy.grad
+def recorded(name, key):
+    return theirs(GOLDEN["cases"][name]["results"][key])
 
 
-def theirs(case, key):
-    result = GOLDEN["cases"][case]["results"][key]
-    return tuple(torch.tensor(result[n], dtype=torch.float64) for n in ("loss", "gradient", "entropy_gradient"))
+def each_input(cases):
+    """Every case on every input it was recorded on. "rloo": REINFORCE has no ratio, so on-policy only."""
+    return [
+        pytest.param(case, key, id=f"{case} {key}")
+        for case in cases
+        for key in GOLDEN["cases"][case.recorded.removeprefix("trl/")]["results"]
+        if case.part != "gradient" or key == "on_policy"
+    ]
 
 
-@pytest.mark.parametrize("key", GOLDEN["inputs"])
-@pytest.mark.parametrize(("case", "terms"), EQUAL, ids=lambda x: x if isinstance(x, str) else "")
-def test_equals_trl(case, terms, key):
-    for got, expected in zip(ours(terms, key), theirs(case, key), strict=True):
-        torch.testing.assert_close(got, expected, **CLOSE)
+@pytest.mark.parametrize(("case", "key"), each_input(TRL_LOSSES))
+def test_losses_equal_trl(case, key):
+    name = case.recorded.removeprefix("trl/")
+    x = inputs("trl", "far" if key == "on_policy" else key)
+    group = x[case.group].long() if case.group else None
+    got = ours(case.ours, x, group=group, rewards=x.get("rewards"), with_sampler=name in WITH_SAMPLER)
+    assert_equal(got, recorded(name, key), case)
 
 
-@pytest.mark.parametrize("key", GOLDEN["inputs"])
-def test_dapo_in_one_of_four_updates(key):
+@pytest.mark.parametrize("case", TRL_ADVANTAGES, ids=str)
+@pytest.mark.parametrize("key", GOLDEN["scored"])
+def test_advantages_equal_trl(case, key):
+    """A sum of rewards leaves out the missing ones; a row without any is unscored."""
+    rewards, group, length = scored("trl", key)
+    if not isinstance(case.ours, gspo.GDPO):
+        total = rewards.nansum(dim=1)
+        rewards = torch.where(rewards.isnan().all(dim=1), torch.full_like(total, torch.nan), total)
+    got = gspo.advantages(case.ours, rewards, group, length=length)
+    close(got, number(GOLDEN["advantages"][case.recorded.removeprefix("trl/")]["results"][key]), case.rtol)
+
+
+@pytest.mark.parametrize("case", TRL_STATE, ids=str)
+def test_states_equal_trl(case):
+    """Skywork-OR1's controller over seven updates, one of them in two micro-batches."""
+    given, x, state = GOLDEN["adaptive_entropy"], inputs("trl", "far"), case.ours.init()
+    mask = x["mask"].bool()
+    for update in given["updates"]:
+        term, parts = case.ours.at(state), len(update["factors"])
+        for recorded_gradient in update["entropy_gradient"]:
+            gradient = ours((DAPO, term), x)[2] / parts  # the micro-batches have as many tokens each
+            close(gradient, number(recorded_gradient))
+        entropy = [factor * x["entropy"][mask] for factor in update["factors"]]
+        totals = {"entropy": sum(e.sum().item() for e in entropy), "units": sum(e.numel() for e in entropy)}
+        state = case.ours.update(state, totals)
+        assert state == pytest.approx([update["after"]["coefficient"], update["after"]["entropy"]], rel=1e-12)
+    assert ADAPTIVE.coef_max in {update["after"]["coefficient"] for update in given["updates"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "objective"), [("dapo", gspo.DAPO()), ("cispo", gspo.CISPO()), ("vespo", gspo.VESPO())]
+)
+def test_token_means_in_one_of_four_updates(name, objective):
     """TRL gives each of four updates a quarter of the generation batch's 100 tokens; ours counts the step's own."""
-    tokens = sum(map(sum, GOLDEN["inputs"][key]["mask"]))
-    case = GOLDEN["cases"]["dapo_of_four"]
-    assert case["results"][key]["num_items_in_batch"] / case["settings"]["steps_per_generation"] == 25
-    for got, expected in zip(ours(gspo.DAPO(), key), theirs("dapo_of_four", key), strict=True):
-        torch.testing.assert_close(got * tokens, expected * 25, **CLOSE)
+    case = GOLDEN["cases"][f"{name}_of_four"]
+    for key, result in case["results"].items():
+        assert result["num_items_in_batch"] / case["settings"]["steps_per_generation"] == 25
+        x = inputs("trl", key)
+        for got, expected in zip(ours(objective, x), theirs(result), strict=True):
+            close(got * x["mask"].sum(), expected * 25)
+
+
+def test_gmpo_counts_an_empty_rows_advantage():
+    """TRL gives a row without a token the ratio 1, so its advantage enters the value; ours is 0. Gradients agree."""
+    for key in GOLDEN["cases"]["gmpo_empty_row"]["results"]:
+        x, expected = inputs("trl", key), recorded("gmpo_empty_row", key)
+        empty = ~x["mask"].bool().any(dim=1)
+        got = ours(gspo.GMPO(), x)
+        close(got[0] - x["advantage"][empty].sum() / len(empty), expected[0])
+        close(got[1], expected[1])
+
+
+def test_sapo_has_a_float32_temperature():
+    """TRL's 1.05 is float32's: the same as ours with that number, exactly."""
+    tau = torch.tensor(1.05, dtype=torch.float32).item()
+    for key in GOLDEN["cases"]["sapo_default"]["results"]:
+        for got, expected in zip(
+            ours(gspo.SAPO(tau_neg=tau), inputs("trl", key)), recorded("sapo_default", key), strict=True
+        ):
+            close(got, expected)
+
+
+def test_vespo_takes_the_samplers_weight_inside_its_own():
+    """TRL's W is the product of ratio and correction; ours multiplies phi(W) by the correction."""
+    x, expected = inputs("trl", "wild"), recorded("vespo_token_truncate", "wild")
+    weight = number(GOLDEN["cases"]["vespo_token_truncate"]["weight"])
+    inside = {**x, "old_logprobs": x["old_logprobs"] - weight.log()}
+    for got, other in zip(ours(gspo.VESPO(), inside), expected, strict=True):
+        close(got, other)
+    outside = ours(corrected(gspo.VESPO(), TokenTIS()), x, with_sampler=True)
+    assert not torch.allclose(outside[0], expected[0], rtol=0.1)
+
+
+def test_weights_equal_trl():
+    """The recorded importance weights themselves, where ours have a name for them."""
+    for case in TRL_LOSSES:
+        name = case.recorded.removeprefix("trl/")
+        if name not in WITH_SAMPLER or name == "opsm_sampler":
+            continue
+        x = inputs("trl", "wild")
+        mask = x["mask"].bool()
+        base, (correction,) = case.ours.base, case.ours.corrections
+        given = {"sampler_logprobs": x["sampler_logprobs"], "old_logprobs": x["old_logprobs"]}
+        with_it, without = gspo.weights(case.ours, mask, **given), gspo.weights(base, mask)
+        weight = number(GOLDEN["cases"][name]["weight"]).expand_as(mask)
+        close((with_it / without)[mask], weight[mask])
+        assert 0 < (weight[mask] == 0).double().mean() < 1 or (weight[mask] == correction.cap).any(), name
 
 
 def test_the_inputs_reach_every_branch():
-    """Clipped low, clipped high and free, at the paper's bounds and at 0.2, so that agreement means something."""
-    for case, key, per_row in (("gspo", "near", True), ("grpo", "far", False), ("grpo", "holes", False)):
-        x = GOLDEN["inputs"][key]
-        mask, gradient = torch.tensor(x["mask"]), theirs(case, key)[1]
-        advantage = torch.tensor(x["advantage"])[:, None].expand_as(mask)
-        free = gradient != 0
-        if per_row:
-            mask, free, advantage = mask.any(dim=1), free.any(dim=1), advantage[:, 0]
-        for sign in (-1, 1):
-            side = mask & (advantage.sign() == sign)
-            assert (side & free).any() and (side & ~free).any(), (case, key, sign)
+    """Clipped and free on both sides, at the paper's bounds and at 0.2, so that agreement means something."""
+    cases = (("gspo", ("near",), True), ("luspo", ("near", "far"), True), ("grpo", ("far",), False),
+             ("grpo", ("holes",), False), ("grpo_wild", ("wild",), False))  # fmt: skip
+    for name, keys, per_row in cases:
+        seen = set()
+        for key in keys:
+            x = inputs("trl", key)
+            mask, free = x["mask"].bool(), recorded(name, key)[1] != 0
+            sign = x["advantage"].sign()[:, None].expand_as(mask)
+            if per_row:
+                mask, free, sign = mask.any(dim=1), free.any(dim=1), sign[:, 0]
+            seen |= set(zip(sign[mask].tolist(), free[mask].tolist(), strict=True))
+        assert seen >= {(-1, False), (-1, True), (1, False), (1, True)}, name
+
+
+def test_the_wild_input_reaches_every_cap():
+    x = inputs("trl", "wild")
+    mask = x["mask"].bool()
+    ratio = (x["logprobs"] - x["old_logprobs"]).exp()[mask]
+    negative = x["advantage"][:, None].expand_as(mask)[mask] < 0
+    assert (ratio > 5).any() and (ratio[negative] > 4).any() and (ratio[~negative] > 4).any()
+    assert not torch.equal(recorded("grpo_delta", "wild")[1], recorded("grpo_wild", "wild")[1])
+    for name, base, row in (("opsm", "sapo", 3), ("top_entropy_grpo", "grpo_wild", 5)):
+        masked, free = recorded(name, "wild")[1], recorded(base, "wild")[1]
+        assert ((masked == 0) & (free != 0))[row].any() and (masked != 0).any(), name
 
 
 def test_zero_and_empty_rows_have_no_gradient():
-    for case, _ in EQUAL[:6]:
-        for key in GOLDEN["inputs"]:
-            gradient = theirs(case, key)[1]
+    for name in ("gspo", "gspo_wide", "grpo", "grpo_clip_higher", "sapo", "luspo"):
+        for key in GOLDEN["cases"][name]["results"]:
+            gradient = recorded(name, key)[1]
             assert not gradient[2].any() and not gradient[4].any()

@@ -28,8 +28,8 @@ def copies(completion: str, answer: str) -> float:
     return float(completion.startswith(answer))
 
 
-def and_stops(completion: str, answer: str) -> float:
-    return float(completion == answer)
+def is_digit(completion: str) -> float:
+    return float(completion[:1].isdigit())
 
 
 def run(folder: Path, reward=copies, **settings) -> list[dict]:
@@ -67,10 +67,10 @@ def test_learns_to_copy(tmp_path, name):
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_learns_to_copy_with_every_advantage(tmp_path, name):
-    reward = (copies, and_stops) if name == "gdpo" else copies
+    reward = (copies, is_digit) if name == "gdpo" else copies
     seen = rewards(run(tmp_path / "run", reward, objective="grpo", advantage=name, **SETTINGS.get(name, {})))
     scale = 2 if name == "gdpo" else 1
-    assert seen[0] < 0.2 * scale
+    assert seen[0] < 0.5 * scale
     assert sum(seen[-3:]) / 3 > 0.9 * scale, seen
 
 

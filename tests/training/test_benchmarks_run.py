@@ -105,28 +105,30 @@ def test_both_objectives_start_from_the_same_weights_and_samples(script, tmp_pat
     assert first[0]["reward"] == first[1]["reward"] and first[0]["entropy"] != 0.0
 
 
-def test_every_objective_on_the_embedded_task(script, tmp_path):
+def test_every_objective_and_estimator_on_the_embedded_task(script, tmp_path):
     module = script("objectives")
     tiny = replace(module.TINY, **SMALL)
     plan = module.Plan(runs=tmp_path / "runs", docs=tmp_path / "docs", tiny=tiny, seeds=(1,))
-    assert {"gspo", "gspo_token", "grpo", "dr_grpo", "dapo"} <= set(plan.names)
+    names = (*plan.objectives, *plan.estimators)
+    assert {"gspo", "gspo_token", "grpo", "dr_grpo", "dapo", "group_std", "rloo"} <= set(names)
     page = plan.docs / "results.md"
     page.parent.mkdir()
-    page.write_text("head\n<!-- objectives -->\nold\n<!-- end objectives -->\ntail\n")
+    places = [f"<!-- {name} -->\nold\n<!-- end {name} -->\n" for name in ("objectives", "estimators")]
+    page.write_text("head\n" + "between\n".join(places) + "tail\n")
     record = module.main(plan)
-    assert_pictures(plan.docs / "images" / "papers", [f"{name}.png" for name in plan.names])
+    assert_pictures(plan.docs / "images" / "papers", [f"{name}.png" for name in names])
     written = json.loads((plan.docs / "records" / "objectives.json").read_text())
-    assert set(written["objectives"]) == set(plan.names)
-    for name, part in written["objectives"].items():
+    assert set(written["objectives"]) == set(plan.objectives) and set(written["estimators"]) == set(plan.estimators)
+    for name, part in (written["objectives"] | written["estimators"]).items():
         assert part.keys() >= {"held_out", "gain", "reward", "clipped", "updates", "lr", "advantage", "failures"}, name
         assert part["failures"] == [] and all(math.isfinite(n) for n in numbers(part)), name
     text = page.read_text()
     assert text.startswith("head\n") and text.endswith("\ntail\n") and "old" not in text
-    assert text.count("\n| ") == len(plan.names) + 1
+    assert text.count("\n| ") == len(names) + 2
 
     before = made_at(plan.runs)
     assert module.main(plan)["objectives"] == record["objectives"]
-    assert made_at(plan.runs) == before and len(before) >= 2 * len(plan.names)
+    assert made_at(plan.runs) == before and len(before) >= 2 * len(names)
 
 
 def test_a_run_of_other_settings_is_not_taken_for_this_one(script, tmp_path):
