@@ -93,6 +93,11 @@ def group_statistics(reward: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Gro
     )
 
 
+def scaled(value: Float[Tensor, "B"], std: Tensor, eps: float) -> Float[Tensor, "B"]:
+    """value / (std + eps), 0 where the value is, even with eps = 0."""
+    return value / (std + eps).clamp(min=torch.finfo(value.dtype).tiny)
+
+
 def whitened(
     value: Float[Tensor, "B *U"], weight: Float[Tensor, "B *U"], eps: float, is_in_root: bool = False
 ) -> Float[Tensor, "B *U"]:

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gspo.advantages.base import AdvantageInput, EstimatorTraits, no_state, whitened
+from gspo.advantages.base import AdvantageInput, EstimatorTraits, no_state, scaled, whitened
 from gspo.advantages.group import centred
 
 
@@ -50,7 +50,7 @@ class GDPO:
         columns = []
         for k, weight in enumerate(self._weights(batch)):
             value, group = centred(replace(batch, total=batch.rewards[:, k]))
-            columns.append(weight * value / (group.std + self.eps))  # (1)
+            columns.append(weight * scaled(value, group.std, self.eps))  # (1)
         return torch.stack(columns).sum(dim=0)  # (2)
 
     def _weights(self, batch: AdvantageInput) -> list[float]:

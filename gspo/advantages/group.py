@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from gspo.advantages.base import AdvantageInput, EstimatorTraits, GroupStatistics, group_statistics, no_state
+from gspo.advantages.base import AdvantageInput, EstimatorTraits, GroupStatistics, group_statistics, no_state, scaled
 
 
 def centred(batch: AdvantageInput) -> tuple[Float[Tensor, "B"], GroupStatistics]:
@@ -37,7 +37,7 @@ class GroupStd:
 
     def __call__(self, batch: AdvantageInput, state: None) -> tuple[Float[Tensor, "B"], None]:
         value, group = centred(batch)
-        return value / (group.std + self.eps), state
+        return scaled(value, group.std, self.eps), state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,4 +76,4 @@ class LitePPO:
         value, group = centred(batch)
         scored = batch.total[group.is_scored].to(value.dtype)
         std = scored.std(correction=1) if len(scored) > 1 else scored.new_zeros(())
-        return value / (std + self.eps), state
+        return scaled(value, std, self.eps), state

@@ -62,7 +62,8 @@ class PassAtK:
         if std < SAME:
             return torch.zeros_like(reward)
         sets = math.comb(number - 1, k - 1)
-        above = torch.tensor([math.comb(j - 1, k - 2) if j and k > 1 else 0 for j in range(number)]) / sets
+        above = torch.tensor([math.comb(j - 1, k - 2) if j and k > 1 else 0 for j in range(number)])
+        above = above.double() / sets
         alone = torch.tensor([math.comb(i, k - 1) for i in range(number)], dtype=torch.float64) / sets
         higher = (above * reward).flip(0).cumsum(0).flip(0) - above * reward
         return (alone * reward + higher - mean) / (std + self.eps)

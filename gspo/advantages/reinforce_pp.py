@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gspo.advantages.base import AdvantageInput, EstimatorTraits, no_state, whitened
@@ -54,7 +54,7 @@ class ReinforcePP:
         return whitened(self._returns(batch, reward, mask), mask.double(), EPS, is_in_root=True), state  # (3)
 
     def _returns(
-        self, batch: AdvantageInput, reward: Float[Tensor, "B"], mask: Float[Tensor, "B U"]
+        self, batch: AdvantageInput, reward: Float[Tensor, "B"], mask: Bool[Tensor, "B U"]
     ) -> Float[Tensor, "B U"]:
         units = mask.double()
         left = units.flip(1).cumsum(dim=1).flip(1)

@@ -4,8 +4,9 @@ Hu 2025, https://arxiv.org/abs/2501.03262
 
     A_i = (Y_i - mean Y) / sqrt(var Y + 1e-8),     Y_i = R_i - mean_g,     mean and var over tokens
 
-So a long completion weighs as much more in mean and variance as it is longer. Departures: none known; its KL is a term of
-the loss (`terms`). Certainty: read in library implementations. verl: reinforce_plus_plus_baseline. TRL: no counterpart.
+So a long completion weighs as much more in mean and variance as it is longer. Departures: none known; its KL is a
+term of the loss (`terms`). Certainty: read in library implementations. verl: reinforce_plus_plus_baseline. TRL: no
+counterpart.
 """
 
 from dataclasses import dataclass

@@ -36,7 +36,8 @@ def train(
     model: a name as in a recipe, or a transformers model with `tokenizer`. data: a task, a file, rows with a
     "prompt" (a tenth, at most 200, is held out), a Dataset, or a recipe's table. reward: built-in names,
     "file.py:function", RewardConfigs, or functions of TRL's signature; () takes the task's own. objective, terms,
-    advantage: names, tables as in a recipe, or objects. All other settings are those of a recipe: `steps=50, sampling={"temperature": 0.7}`.
+    advantage: names, tables as in a recipe, or objects. All other
+    settings are those of a recipe: `steps=50, sampling={"temperature": 0.7}`.
     Raises ValueError for a mistake.
 
     Example::
