@@ -8,7 +8,7 @@ all ranks), so any split of the rows adds up exactly to the same loss and gradie
 | `row_mean` | 1 / (rollouts x units of the rollout) | grpo | seq-mean-token-mean |
 | `unit_mean` | 1 / units of the step | dapo | token-mean |
 | `row_sum` | 1 / rollouts | luspo | seq-mean-token-sum |
-| `constant_mean` | 1 / (rollouts x max_length) | dr_grpo | seq-mean-token-sum-norm (which forgets the rollouts) |
+| `constant_mean` | 1 / (rollouts x max_length) | dr_grpo | seq-mean-token-sum-norm |
 
 Where one rollout became several rows, its share is divided over its rows by trained units.
 """

@@ -10,14 +10,15 @@ alone.
 | `TokenTIS` | min(v_it, cap) | truncated importance sampling | token_truncate | rollout_is=token |
 | `SequenceTIS` | min(exp sum_t a, cap), or exp mean_t a | | sequence_truncate | rollout_is=sequence |
 | `TokenMask` | v_it where v_it <= cap, else 0 | | token_mask | - |
-| `SequenceMask` | exp sum_t a where it is <= cap, else 0 | | sequence_mask, its default (3.0) | - |
+| `SequenceMask` | exp sum_t a where it is <= cap, else 0 | | sequence_mask, its default (3.0) | threshold "lo_hi" |
 | `IcePop` | v_it where low <= v_it <= high, else 0 | 2510.18855 | token_mask, clip_min | threshold "0.5_5.0" |
 | `GeometricBand` | 1 where low <= exp mean_t a <= high, else 0 | | - | rejection by seq_mean_k1 |
 | `OPSM` | 0 where A < 0 and mean_t(log pi_sampler/pi) > delta | 2512.02556 | off_policy_mask_threshold | - |
 | `TopEntropy` | 1 on the `share` of units of highest old entropy | 2506.01939 | top_entropy_quantile | - |
 
-A product ratio has length in its exponent and a geometric mean has not: they are never the same setting here. verl
-removes rejected rows from the mask itself, so its denominators shrink too; ours do not.
+verl's k1 bounds are on the inverse ratio: "lo_hi" there is GeometricBand(low=1/hi, high=1/lo) here. A product ratio
+has length in its exponent and a geometric mean has not: they are never the same setting here. verl removes rejected
+rows from the mask itself, so its denominators shrink too; ours do not.
 """
 
 import math

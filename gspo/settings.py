@@ -72,11 +72,12 @@ def parse_overrides(words: typing.Sequence[str]) -> list[tuple[str, Any]]:
             if not rest:
                 raise ValueError(f"--{key} needs a value")
             text = rest.pop(0)
-        pairs.append((key.replace("-", "_"), _value(text)))
+        pairs.append((key.replace("-", "_"), toml_value(text)))
     return pairs
 
 
-def _value(text: str) -> Any:
+def toml_value(text: str) -> Any:
+    """A TOML value, or the text itself."""
     try:
         return tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:

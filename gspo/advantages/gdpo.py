@@ -10,8 +10,8 @@ Rewards added first and normalised after (GRPO) merge outcomes that (1) keeps ap
 (0,1)} and {(0,0), (1,1)} are the same to GRPO and +-0.71 against +-1.41 here before (3). Standard deviations are
 unbiased. A missing (NaN) reward leaves its column's statistics and adds 0; a row without any gets 0 and is left out
 of (3). Departures: none. Certainty: read in the authors' code and in libraries. TRL: multi_objective_aggregation=
-"normalize_then_sum" with reward_weights. The authors' verl fork whitens over tokens: `whiten = "token"`. Another,
-unrelated "GDPO" exists.
+"normalize_then_sum" with reward_weights. verl: adv_estimator="gdpo" whitens over tokens: `whiten = "token"`, eps =
+1e-6. Another, unrelated "GDPO" exists.
 """
 
 from dataclasses import dataclass, replace

@@ -15,6 +15,10 @@ VERBS = {
     "check": "load everything, sample a few groups, name settings without effect: gspo check [RECIPE.toml]",
     "report": "write a run's report.html again: gspo report RUN",
     "recipes": "list the shipped recipes",
+    "papers": "every objective, advantage and correction with its paper: gspo papers [NAME]",
+    "what-if": "a saved rollout batch under other objectives: gspo what-if RUN --step N --objective grpo sapo",
+    "why-clipped": "the ledger of a step in words: gspo why-clipped RUN --step N",
+    "values": "A*'s value of every training prompt: gspo values MODEL --task NAME --out FILE",
 }
 
 
@@ -59,7 +63,7 @@ def run(words: list[str]) -> int:
 
 def usage() -> str:
     lines = ["gspo: sequence-level reinforcement learning for language models", "", "usage: gspo VERB ...", ""]
-    lines += [f"  {verb:8} {what}" for verb, what in VERBS.items()]
+    lines += [f"  {verb:11} {what}" for verb, what in VERBS.items()]
     return "\n".join([*lines, "", "gspo VERB --help says more; every setting is documented by gspo train --help"])
 
 
@@ -72,7 +76,7 @@ def _verb(word: str) -> Callable[[list[str]], int]:
         raise ValueError(f"unknown command {word!r}{hint} (one of {', '.join(VERBS)})")
     from gspo.cli import verbs
 
-    return vars(verbs)[word]
+    return vars(verbs)[word.replace("-", "_")]
 
 
 def _fail(line: str, code: int = 2) -> int:

@@ -39,13 +39,18 @@ def _describe(kind: type, prefix: str, lines: list[str]) -> None:
             continue
         members = _members(hints[field.name])
         default = "" if members else f" (default {_default(field)})"
+        is_nested = len(members) > 1 and bool(prefix)
+        if is_nested:  # a wrapper's base: its members are described where they stand by themselves
+            default = (
+                f" (one of {', '.join(member.name for member in members)}; default {field.default_factory().name})"
+            )
         lines += textwrap.wrap(
             f"--{prefix}{field.name}  {docs.get(field.name, '')}{default}",
             width=110,
             subsequent_indent="      ",
             break_on_hyphens=False,
         )
-        for member in members:
+        for member in () if is_nested else members:
             is_union = len(members) > 1 or "name" in {f.name for f in dataclasses.fields(member)}
             if is_union and hasattr(member, "name"):
                 lines.append(f"    {prefix}{field.name}.name = {member.name!r}: {_first_line(member)}")

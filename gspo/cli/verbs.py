@@ -228,6 +228,30 @@ def sample(words: list[str]) -> int:
     return 0
 
 
+def values(words: list[str]) -> int:
+    parser = _model_parser("values")
+    parser.add_argument("--task", default="", help="built-in task or reasoning_gym/NAME; or --data.path FILE")
+    parser.add_argument("--out", required=True, help="JSON-lines file: the training rows with a column `value`")
+    parser.add_argument("--samples", type=int, default=8, help="completions per prompt")
+    parser.add_argument("--beta", type=float, default=0.5, help="temperature of the log-mean-exp, in units of reward")
+    parser.add_argument("--prompts", type=int, default=0, help="first training prompts only; 0 takes all")
+    parser.set_defaults(temperature=1.0)
+    if _wants_help(words, parser.format_help() + OTHER_SETTINGS):
+        return 0
+    args, rest = parser.parse_known_args(words)
+    if args.temperature == 0 or args.samples < 1 or args.beta <= 0:
+        raise ValueError("values needs --temperature above 0, --samples of at least 1 and --beta above 0")
+    if Path(args.out).exists():
+        raise ValueError(f"--out {args.out} exists; choose another file")
+    from gspo.cli.values import write_values
+
+    parts = _parts(args, rest, args.task)
+    source = replace(parts.source, sampling=_sampling(args), group_size=args.samples, failure_limit=1.0)
+    TERMINAL.print(write_values(source, Path(args.out), args.beta, args.prompts))
+    parts.rewards.close()
+    return 0
+
+
 def sft(words: list[str]) -> int:
     parser = _Parser(prog="gspo sft", allow_abbrev=False, add_help=False)
     parser.add_argument("model", help="tiny, smollm2-135m-instruct, a folder, or a Hugging Face id")
@@ -246,4 +270,75 @@ def sft(words: list[str]) -> int:
         raise ValueError(f"--out {args.out} exists; choose another folder")
     _quiet()
     fine_tune(args, rest, plain=_plain())
+    return 0
+
+
+def papers(words: list[str]) -> int:
+    if _wants_help(words, "usage: gspo papers [NAME], or gspo papers --write FOLDER for pages of all"):
+        return 0
+    from gspo.cli.papers import cards, find_card, write_pages
+
+    if words and words[0] == "--write":
+        if len(words) != 2:
+            raise ValueError("where to? gspo papers --write docs/papers")
+        TERMINAL.print(f"{len(write_pages(Path(words[1])))} pages in {words[1]}")
+        return 0
+    if len(words) > 1:
+        raise ValueError("one card at a time: gspo papers NAME")
+    if words:
+        card = find_card(words[0])
+        TERMINAL.print(f"{card.title}\n\n{card.text}\n", markup=False, highlight=False, soft_wrap=True)
+        table = Table(f"{card.kind}: {card.name}", "default", "meaning", box=None)
+        for row in card.settings:
+            table.add_row(*row)
+        TERMINAL.print(table)
+        for trait in card.traits:
+            TERMINAL.print(f"- {trait}", highlight=False)
+        return 0
+    for card in cards():
+        line = f"{card.kind:12} {card.name:22} {card.paper:18} {card.title}"
+        TERMINAL.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def what_if(words: list[str]) -> int:
+    parser = _Parser(prog="gspo what-if", allow_abbrev=False, add_help=False)
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--step", type=int, required=True, help="a saved step (rollouts/step_N.parquet)")
+    parser.add_argument(
+        "--objective", nargs="+", default=[], help="names, or inline tables such as '{name = \"gspo\", clip_low = 0.1}'"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output, with every share")
+    if _wants_help(words, parser.format_help()):
+        return 0
+    args = parser.parse_args(words)
+    from dataclasses import asdict
+
+    from gspo.cli.saved_step import read_saved_step
+    from gspo.cli.what_if import objective_of, what_if_table
+    from gspo.cli.what_if import what_if as score
+    from gspo.settings import toml_value
+
+    saved = read_saved_step(Path(args.run), args.step)
+    others = [objective_of(toml_value(text), saved.config) for text in args.objective]
+    verdicts = score(saved, [saved.config.objective, *others])
+    if args.json:
+        print(json.dumps({"run": args.run, "step": args.step, "objectives": [asdict(v) for v in verdicts]}))
+    else:
+        TERMINAL.print(what_if_table(saved, verdicts))
+    return 0
+
+
+def why_clipped(words: list[str]) -> int:
+    parser = _Parser(prog="gspo why-clipped", allow_abbrev=False, add_help=False)
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--step", type=int, required=True, help="a saved step (ledger/step_N.parquet)")
+    parser.add_argument("--show", type=int, default=8, help="clipped sequences shown for each update")
+    if _wants_help(words, parser.format_help()):
+        return 0
+    args = parser.parse_args(words)
+    from gspo.cli.why_clipped import why_clipped as explain
+
+    for line in explain(Path(args.run), args.step, args.show):
+        TERMINAL.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0

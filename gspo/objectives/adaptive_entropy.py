@@ -6,8 +6,10 @@ He et al. 2025 (Skywork-OR1), https://arxiv.org/abs/2505.22312
     c_k+1 = min(c_k + delta, coef_max) if h_k+1 <= target else max(c_k - delta, coef_min)
 
 (c, h) is the term's state: it lives in TrainState and moves once per optimizer update, by that update's summed
-entropy. The first update has none (h starts at infinity). Departures: none known. Certainty: read in TRL 1.16. TRL:
-use_adaptive_entropy with entropy_coef, entropy_coef_min/max/delta, entropy_target. verl: no counterpart.
+entropy. The first update has none (h starts at infinity). Departures: this is TRL's reading; the authors' own
+controller wants entropy strictly below the target, starts with the bonus on, and moves once per rollout batch.
+Certainty: read in TRL 1.16. TRL: use_adaptive_entropy with entropy_coef, entropy_coef_min/max/delta, entropy_target.
+verl: no counterpart.
 """
 
 from dataclasses import dataclass, replace

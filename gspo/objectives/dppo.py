@@ -11,8 +11,8 @@ p = pi(y_it), q = pi_old(y_it): the chosen token against all others. A rare toke
 any probability, which a ratio clip would forbid. Departures: the paper's recipe divides by a constant (Dr. GRPO); its
 top-k divergence, without gain there, is not here. Below the cap the detached ratio has the gradient of the
 differentiated one. Certainty: paper, and the authors' code. q should be the sampler's own log-probs (old_logprobs =
-"sampler"). verl: loss_mode="dppo_tv" or "dppo_kl" with clip_ratio_low/high (0.15 for tv, 0.05 for kl). TRL: not in
-1.16.
+"sampler"). verl: loss_mode="dppo_tv" or "dppo_kl" with clip_ratio_low/high (0.15 for tv, 0.05 for kl), its cap
+clip_ratio_c (3.0 unless set). TRL: not in 1.16.
 """
 
 from dataclasses import dataclass

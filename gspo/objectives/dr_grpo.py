@@ -5,9 +5,10 @@ Liu et al. 2025, https://arxiv.org/abs/2503.20783
     J(theta) = 1/B sum_i 1/max_length sum_t min(r_it A_i, clip(r_it, 1 - clip_low, 1 + clip_high) A_i)
     A_i      = R_i - mean of the group
 
-The divisor is a constant (the generation budget). Pair it with `advantage = "group_mean"` (no std).
-Departures: none. Certainty: read in library implementations (TRL loss_type="dr_grpo", scale_rewards="none");
-verl's seq-mean-token-sum-norm divides by the padded width only.
+The divisor is a constant (the generation budget). Pair it with `advantage = "group_mean"` (no std). Departures: none.
+Certainty: read in library implementations (TRL loss_type="dr_grpo", scale_rewards="none"); verl:
+loss_agg_mode="seq-mean-token-sum-norm", with loss_scale_factor or the padded width for max_length; versions of early
+2026 forgot to divide by the rollouts.
 """
 
 from dataclasses import dataclass

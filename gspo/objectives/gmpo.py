@@ -6,9 +6,9 @@ https://arxiv.org/abs/2507.20673
     c_it     = sign(A_i) min(sign(A_i) d_it, sign(A_i) clip(d_it, -delta, delta)),   d_it = log r_it
 
 So d is capped at +delta where A > 0 and floored at -delta where A < 0. `delta` is in log space, as the paper's 0.4.
-Departures: none. Certainty: read in the authors' code and in libraries. verl: loss_mode="geo_mean"
-(clip_ratio_low/high read as log bounds; its mean is over the micro-batch's sequences). TRL: trl.experimental.gmpo
-where present.
+Departures: none. Certainty: read in the authors' code and in libraries. A row without tokens adds 0 (elsewhere its
+advantage enters the value, with no gradient). verl: loss_mode="geo_mean" (clip_ratio_low/high read as log bounds; its
+mean is over the micro-batch's sequences). TRL: trl.experimental.gmpo where present.
 """
 
 from dataclasses import dataclass

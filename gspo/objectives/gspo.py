@@ -5,9 +5,10 @@ Zheng et al. 2025, https://arxiv.org/abs/2507.18071
     J(theta) = 1/G sum_i min(s_i A_i, clip(s_i, 1 - clip_low, 1 + clip_high) A_i)          (5)
     s_i      = (pi(y_i|x) / pi_old(y_i|x))^(1/|y_i|) = exp(1/|y_i| sum_t log_ratio_it)      (7)
 
-Departures: none. Certainty: read in the paper; the bounds are those of its section 5.1.
-TRL: importance_sampling_level="sequence" with loss_type="grpo", epsilon=3e-4, epsilon_high=4e-4, beta=0.
-verl: policy_loss.loss_mode="gspo", clip_ratio_low/high.
+Departures: none. Certainty: read in the paper; the bounds are those of its section 5.1. TRL:
+importance_sampling_level="sequence" with loss_type="grpo", epsilon=3e-4, epsilon_high=4e-4, beta=0. verl:
+policy_loss.loss_mode="gspo", clip_ratio_low/high, and loss_agg_mode="seq-mean-token-mean": its default, token-mean,
+weighs sequences by length.
 """
 
 from dataclasses import dataclass

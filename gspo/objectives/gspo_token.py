@@ -6,8 +6,8 @@ Zheng et al. 2025, https://arxiv.org/abs/2507.18071, section 4.3
     s_it     = sg[s_i] pi(y_it) / sg[pi(y_it)]                                                        (14)
 
 With one advantage per sequence the value, the clip condition and the gradient are those of GSPO (a test says so).
-Departures: none. Certainty: read in the paper.
-TRL: trl.experimental.gspo_token where present (not in 1.16). verl: what loss_mode="gspo" computes.
+Departures: none. Certainty: read in the paper. TRL: trl.experimental.gspo_token where present (not in 1.16). verl:
+what loss_mode="gspo" computes, with loss_agg_mode="seq-mean-token-mean".
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ https://arxiv.org/abs/2602.05261
     J(theta) = 1/G sum_i |y_i| min(s_i A_i, clip(s_i, 1 - clip_low, 1 + clip_high) A_i),   s_i as in GSPO
 
 Departures: none known. Certainty: read in library implementations. TRL: loss_type="luspo" with
-importance_sampling_level="sequence". verl: loss_mode="gspo" forces its own average, so no counterpart.
+importance_sampling_level="sequence". verl: loss_mode="gspo" with loss_agg_mode="seq-mean-token-sum".
 """
 
 from dataclasses import dataclass

@@ -9,8 +9,8 @@ A pair is two live rows of one group of which w has the better level; k = kappa 
 1. Level 1 is R >= levels[0], level 2 is R >= levels[1], and so on. A step without any pair falls back to the mean
 over rows of -log sigmoid(q_i) for level 1 and -log sigmoid(-q_i) for the others, without beta. Departures: the
 authors pair and count inside a micro-batch; here over whole groups, divided by the step's number of pairs, and the
-fallback is decided from the step's counts. Certainty: read in the authors' code (the paper writes a beta per
-response); body not read.
+fallback is decided from the step's counts; they clamp k3 at 10 nats per token. Certainty: read in the authors' code
+(the paper writes a beta per response); body not read.
 """
 
 from dataclasses import dataclass, replace

@@ -22,6 +22,7 @@ import torch
 from datasets import Dataset
 from fixed_inputs import BASIC, INPUTS, MAX_LENGTH, SCORED, listed
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.experimental.a2po import A2POConfig, A2POTrainer
 from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
 
 from gspo.models import TinyConfig, tiny_model
@@ -290,6 +291,27 @@ def adaptive_entropy_case(folder):
     return {"settings": settings, "input": "far", "updates": updates}
 
 
+def optimal_values(folder):
+    """A*-PO's stage one: V* of three prompts from four rewards each."""
+    rewards = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [1, 0.5, 0.25, 0]], dtype=torch.float64)
+    prompts = ["1+1=", "1+2=", "1+3="]
+    loaded = tiny_model(TinyConfig(hidden_size=16, layers=1, heads=2, kv_heads=2, intermediate_size=16), seed=0)
+    loaded.tokenizer.padding_side = "left"
+    args = A2POConfig(
+        output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", per_device_train_batch_size=3,
+        num_value_samples=4, max_completion_length=2, beta1=0.5, dataloader_pin_memory=False,
+        filter_all_incorrect=False,
+    )  # fmt: skip
+    trainer = A2POTrainer(
+        model=loaded.model, processing_class=loaded.tokenizer, reward_funcs=lambda **columns: [], args=args,
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+    )  # fmt: skip
+    trainer._calculate_rewards = lambda *args, **kwargs: rewards.flatten()
+    trainer._estimate_optimal_values()
+    values = [trainer._optimal_values[prompt] for prompt in prompts]
+    return {"settings": {"beta1": args.beta1}, "rewards": rewards.tolist(), "values": values}
+
+
 def main():
     with tempfile.TemporaryDirectory() as folder:
         cases = {name: basic_case(name, settings, folder) for name, settings in BASIC_CASES.items()}
@@ -298,7 +320,7 @@ def main():
         cases |= {name: sampler_case(given, folder) for name, given in SAMPLER_CASES.items()}
         cases |= {"rloo": rloo_case(folder), "dpo": dpo_case(folder)}
         advantages = {name: advantage_case(*given, folder) for name, given in ADVANTAGE_CASES.items()}
-        adaptive = adaptive_entropy_case(folder)
+        adaptive, values = adaptive_entropy_case(folder), optimal_values(folder)
     packages = ("trl", "torch", "transformers", "accelerate")
     TARGET.write_text(
         json.dumps(
@@ -312,6 +334,7 @@ def main():
                 "cases": cases,
                 "advantages": advantages,
                 "adaptive_entropy": adaptive,
+                "a2po_values": values,
             },
         )
         + "\n"

@@ -12,6 +12,7 @@ from parity_cases import (
     TRL_ADVANTAGES,
     TRL_LOSSES,
     TRL_STATE,
+    TRL_VALUES,
     assert_equal,
     close,
     corrected,
@@ -23,6 +24,7 @@ from parity_cases import (
 )
 
 import gspo
+from gspo.advantages.a_star import optimal_value
 from gspo.corrections import TokenTIS
 
 GOLDEN = RECORDED["trl"]
@@ -79,6 +81,28 @@ def test_states_equal_trl(case):
         state = case.ours.update(state, totals)
         assert state == pytest.approx([update["after"]["coefficient"], update["after"]["entropy"]], rel=1e-12)
     assert ADAPTIVE.coef_max in {update["after"]["coefficient"] for update in given["updates"]}
+
+
+@pytest.mark.parametrize("case", TRL_VALUES, ids=str)
+def test_optimal_values_equal_trl(case):
+    """V* of each prompt, from which `AStar` is the reward's distance."""
+    given = GOLDEN["a2po_values"]
+    rewards, values = number(given["rewards"]), number(given["values"])
+    ours = [optimal_value(row, beta=given["settings"]["beta1"]) for row in rewards]
+    close(torch.tensor(ours, dtype=torch.float64), values, case.rtol)
+    group = torch.arange(len(rewards))
+    close(gspo.advantages(case.ours, rewards[:, 0], group, values=values), rewards[:, 0] - values)
+
+
+def test_a_reward_that_failed_unscores_its_row():
+    """TRL sums the rewards that it has; a NaN among ours takes the row out, since the sum would not be comparable."""
+    rewards, group, _ = scored("trl", "missing")
+    failed = rewards.isnan().any(dim=1)
+    got = gspo.advantages(gspo.GroupStd(), rewards, group)
+    expected = number(GOLDEN["advantages"]["group_std"]["results"]["missing"])
+    untouched = torch.stack([~failed[group == g].any() for g in group])
+    close(got[untouched], expected[untouched])
+    assert not got[failed].any() and expected[failed].any()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,82 @@
+"""A saved rollout batch as the tensors of one step: what `what-if` and `why-clipped` look at."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from gspo.config import RunConfig
+from gspo.settings import read_recipe, validate
+from gspo.training.folder import RunFolder
+from gspo.types import Scores, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedStep:
+    """Rows of `rollouts/step_N.parquet`, and the same rows as tensors in float64."""
+
+    number: int
+    config: RunConfig
+    rows: list[dict[str, Any]]
+    step: Step
+    scores: Scores
+    """The policy's log-probs and entropies at the update that trained each row."""
+    has_entropy: bool
+
+
+def saved_steps(folder: RunFolder) -> list[int]:
+    return sorted(int(path.stem.removeprefix("step_")) for path in folder.rollouts.glob("step_*.parquet"))
+
+
+def read_saved_step(path: Path, number: int) -> SavedStep:
+    """Raises ValueError where the run or the step's file is missing, naming the steps that there are."""
+    folder = RunFolder(path)
+    if not folder.config.is_file():
+        raise ValueError(f"{path} is not a run folder: it has no config.toml")
+    file = folder.rollouts / f"step_{number:06d}.parquet"
+    if not file.is_file():
+        found = saved_steps(folder)
+        kept = ", ".join(map(str, found)) if len(found) < 20 else f"{found[0]} to {found[-1]}, {len(found)} of them"
+        raise ValueError(f"step {number} of {path} was not saved; there are: {kept or 'none'}")
+    rows = pq.read_table(file).to_pylist()
+    config = validate(read_recipe(folder.config), str(folder.config))
+    return SavedStep(
+        number=number,
+        config=config,
+        rows=rows,
+        step=_step(rows),
+        scores=Scores(logprobs=_padded(rows, "logprobs"), entropy=_padded(rows, "entropy")),
+        has_entropy=any(row.get("entropy") is not None for row in rows),
+    )
+
+
+def _step(rows: list[dict[str, Any]]) -> Step:
+    lengths = np.array([len(row["completion_ids"]) for row in rows])
+    trained = np.array([row.get("is_trained", True) for row in rows])
+    mask = torch.as_tensor((np.arange(lengths.max())[None] < lengths[:, None]) & trained[:, None])
+    has_reference = all(row.get("reference_logprobs") is not None for row in rows)
+    tensor = lambda name: torch.tensor([row[name] for row in rows], dtype=torch.float64)  # noqa: E731
+    return Step(
+        mask=mask,
+        advantage=tensor("advantage"),
+        old_logprobs=_padded(rows, "old_logprobs"),
+        length=mask.sum(dim=1),
+        group=torch.tensor([row["group"] for row in rows]),
+        rollout=torch.arange(len(rows)),
+        rewards=tensor("reward"),
+        reference_logprobs=_padded(rows, "reference_logprobs") if has_reference else None,
+        sampler_logprobs=_padded(rows, "sampler_logprobs"),
+    )
+
+
+def _padded(rows: list[dict[str, Any]], name: str) -> torch.Tensor:
+    """[B,U] of a column of lists; 0 where a row has none."""
+    width = max(len(row["completion_ids"]) for row in rows)
+    out = np.zeros((len(rows), width))
+    for i, row in enumerate(rows):
+        values = row.get(name) or []
+        out[i, : len(values)] = values
+    return torch.as_tensor(out)
