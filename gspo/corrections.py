@@ -1,4 +1,4 @@
-"""Detached multipliers for a mismatch between what sampled, what is trained, and what should count. Pure.
+"""Detached multipliers for a mismatch between what sampled, what is trained, and what should count.
 
 With a_it = log pi_old(y_it) - log pi_sampler(y_it) and v_it = exp(a_it): how much likelier the old policy (as the
 trainer computes it) finds a token than the engine that sampled it. Each correction gives a weight, [B,U] or [B,1],

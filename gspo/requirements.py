@@ -16,8 +16,9 @@ def unmet(
     group_size: int,
     updates_per_rollout: int,
     columns: Iterable[str] | None = None,
+    reward_functions: int | None = None,
 ) -> list[str]:
-    """One sentence for each requirement that the run does not meet; `columns` are the data's (None: not known yet)."""
+    """One sentence for each requirement that the run does not meet; what is None is not known yet and passes."""
     found = []
     reads_advantage = any(term.traits.reads_advantage for term in terms)
     for term in terms:
@@ -42,6 +43,9 @@ def unmet(
         )
     if advantage.traits.is_on_policy and updates_per_rollout > 1:
         found.append(_on_policy(f"advantage {advantage.name}", updates_per_rollout))
+    wanted = advantage.traits.reward_columns
+    if wanted and reward_functions is not None and wanted != reward_functions:
+        found.append(f"advantage {advantage.name} has {wanted} weights and the run {reward_functions} reward functions")
     if "values" in advantage.traits.needs and columns is not None and VALUE_COLUMN not in columns:
         found.append(
             f"advantage {advantage.name} needs a column {VALUE_COLUMN!r} in the data, the value estimate of each "

@@ -41,6 +41,8 @@ class EstimatorTraits:
     is_stateful: bool = False
     is_on_policy: bool = False
     """Derived for one update per rollout batch; the trainer refuses more."""
+    reward_columns: int = 0
+    """Reward functions that it has weights for; 0 takes any number."""
     min_group: int = 2
     """Completions per prompt below which every advantage is 0."""
 

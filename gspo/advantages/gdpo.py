@@ -15,7 +15,7 @@ of (3). Departures: none. Certainty: read in the authors' code and in libraries.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -35,8 +35,11 @@ class GDPO:
     whiten: Literal["sequence", "token"] = "sequence"
     """Whether (3) counts every sequence once, or every token (so that long answers weigh more in mean and std)."""
 
-    traits: ClassVar[EstimatorTraits] = EstimatorTraits()
     init = staticmethod(no_state)
+
+    @property
+    def traits(self) -> EstimatorTraits:
+        return EstimatorTraits(reward_columns=len(self.weights))
 
     def __call__(self, batch: AdvantageInput, state: None) -> tuple[Float[Tensor, "B"], None]:
         value = self.decoupled(batch)

@@ -156,7 +156,7 @@ def _index(by_module: dict[str, list[Card]]) -> str:
 
 def _page(members: list[Card], root: Path, measured: dict[str, Any]) -> str:
     first = members[0]
-    lines = [f"# {first.title}", "", *_markdown(first.text)]
+    lines = [f"# {first.title}", "", *sections(first.text)]
     for card in members:
         lines += ["", f"## `{card.class_name}`", ""]
         lines.append(
@@ -171,9 +171,25 @@ def _place(card: Card) -> str:
     return {"objective": "objectives", "terms": "objectives", "advantage": "advantages"}.get(card.kind, "corrections")
 
 
-def _markdown(text: str) -> list[str]:
-    """The docstring: indented equations stay as they are, which Markdown reads as code."""
-    return [line.replace("`gspo.kl`", "`gspo/kl.py`") for line in text.splitlines()]
+LABELS = re.compile(r"(?:^|(?<=[.:)\"`]) )(Departures|Certainty|TRL|verl): ")
+
+
+def sections(text: str) -> list[str]:
+    """The docstring's lines, with what it says of departures, certainty and other libraries as points of a list.
+
+    Indented equations and tables stay as they are; Markdown reads the former as code.
+    """
+    out: list[str] = []
+    for paragraph in text.split("\n\n"):
+        lines = paragraph.splitlines()
+        if any(line.startswith((" ", "|")) for line in lines):
+            out += [*lines, ""]
+            continue
+        parts = LABELS.split(" ".join(lines))
+        out += [parts[0], ""] if parts[0] else []
+        out += [f"- {label}: {said.strip()}" for label, said in zip(parts[1::2], parts[2::2], strict=True)]
+        out += [""] if len(parts) > 1 else []
+    return out[:-1]
 
 
 def _settings_table(card: Card) -> list[str]:

@@ -7,8 +7,10 @@ from rich.table import Table
 
 from gspo.cli.idle import idle_settings
 from gspo.config import RunConfig
+from gspo.functional import as_terms
 from gspo.models import SMOLLM2, TINY, character_tokenizer, tiny_shape
 from gspo.policies.likelihood import CHUNK_ELEMENTS
+from gspo.requirements import unmet
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
@@ -31,6 +33,18 @@ def plan_tables(config: RunConfig) -> list[Table]:
     shape = model_shape(config)
     if shape is not None:
         tables.append(memory_table(config, shape))
+    refused = unmet(
+        as_terms((config.objective, *config.terms)),
+        config.advantage,
+        group_size=config.group_size,
+        updates_per_rollout=config.updates_per_step * config.epochs,
+        reward_functions=len(config.rewards) or None,
+    )
+    if refused:
+        problems = Table("this run would be refused", box=None)
+        for line in refused:
+            problems.add_row(line)
+        tables.append(problems)
     idle = idle_settings(config)
     if idle:
         notes = Table("settings without effect here", box=None)

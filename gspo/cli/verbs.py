@@ -276,7 +276,7 @@ def sft(words: list[str]) -> int:
 def papers(words: list[str]) -> int:
     if _wants_help(words, "usage: gspo papers [NAME], or gspo papers --write FOLDER for pages of all"):
         return 0
-    from gspo.cli.papers import cards, find_card, write_pages
+    from gspo.cli.papers import cards, find_card, sections, write_pages
 
     if words and words[0] == "--write":
         if len(words) != 2:
@@ -287,7 +287,8 @@ def papers(words: list[str]) -> int:
         raise ValueError("one card at a time: gspo papers NAME")
     if words:
         card = find_card(words[0])
-        TERMINAL.print(f"{card.title}\n\n{card.text}\n", markup=False, highlight=False, soft_wrap=True)
+        for line in (card.title, "", *sections(card.text), ""):
+            TERMINAL.print(line, markup=False, highlight=False, soft_wrap=line.startswith(" "))
         table = Table(f"{card.kind}: {card.name}", "default", "meaning", box=None)
         for row in card.settings:
             table.add_row(*row)

@@ -102,7 +102,8 @@ def build(
     """Load model, data and rewards, and put the loop's parts together."""
     terms, advantage = chosen_terms(config, given), given.advantage or config.advantage
     dataset = given.data or load_dataset(config.data, config.seed)
-    refuse_unmet(config, terms, advantage, dataset)
+    chosen = tuple(given.rewards) or config.rewards or dataset.rewards
+    refuse_unmet(config, terms, advantage, dataset, len(chosen))
     loaded = (
         Loaded(given.model.eval(), given.tokenizer, type(given.model).__name__)
         if given.model is not None
@@ -135,7 +136,6 @@ def build(
     )
     policy = CausalLM(scorer, config.optimizer)
     sampler = InProcess(network, renderer.stop_ids, renderer.pad_id, config.sampler_rows)
-    chosen = tuple(given.rewards) or config.rewards or dataset.rewards
     if with_rewards and not chosen:
         raise ValueError(
             f"the data ({dataset.reading}) brings no reward of its own; set [[rewards]] name = ... or function = "
@@ -181,12 +181,23 @@ def chosen_terms(config: RunConfig, given: Given = Given()) -> tuple[UnitObjecti
 
 
 def refuse_unmet(
-    config: RunConfig, terms: Sequence[UnitObjective], advantage: AdvantageEstimator, dataset: Dataset
+    config: RunConfig,
+    terms: Sequence[UnitObjective],
+    advantage: AdvantageEstimator,
+    dataset: Dataset,
+    reward_functions: int,
 ) -> None:
     """Raises ValueError with every requirement that the run does not meet."""
     columns = dataset.train[0].keys() if len(dataset.train) else ()
     updates = config.updates_per_step * config.epochs
-    problems = unmet(terms, advantage, group_size=config.group_size, updates_per_rollout=updates, columns=columns)
+    problems = unmet(
+        terms,
+        advantage,
+        group_size=config.group_size,
+        updates_per_rollout=updates,
+        columns=columns,
+        reward_functions=reward_functions,
+    )
     if problems:
         raise ValueError("; ".join(problems))
 

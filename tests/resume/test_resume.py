@@ -25,6 +25,18 @@ VARIANTS = {
         ("collector.drop_truncated", True),
         ("advantage", "lite_ppo"),
     ),
+    "adaptive entropy": (("terms", [{"name": "adaptive_entropy", "target": 5.0, "delta": 0.1}]),),
+    "groups and corrections": (
+        ("objective", {"name": "egsw", "base": {"name": "dapo"}}),
+        ("corrections", [{"name": "top_entropy", "share": 0.5}, {"name": "token_tis"}, {"name": "opsm"}]),
+        ("micro_batch_tokens", 40),
+        ("old_logprobs", "policy"),
+    ),
+    "preferences against a reference": (("objective", "trpa"), ("micro_batch_tokens", 40)),
+    "advantages per token": (
+        ("objective", "grpo"),
+        ("advantage", {"name": "reinforce_pp", "gamma": 0.9, "kl_coef": 0.1}),
+    ),
     "epochs, warm-up, cosine": (("epochs", 2), ("schedule.kind", "cosine"), ("schedule.warmup_steps", 2)),
     "bf16": (("dtype", "bfloat16"),),
     "shared prefix, padded micro-batches": (("layout", "shared_prefix"), ("micro_batch_tokens", 40)),
@@ -58,10 +70,10 @@ def test_interrupted_equals_uninterrupted(tmp_path, monkeypatch, variant):
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.parametrize("field", ["cursor", "version", "old_logprobs"])
+@pytest.mark.parametrize("field", ["cursor", "version", "old_logprobs", "objective"])
 def test_a_forgotten_field_is_caught(tmp_path, field):
     """Planted defect: a checkpoint without one field of the state resumes into another run."""
-    overrides = (("schedule.kind", "linear"),)
+    overrides = (("schedule.kind", "linear"), ("terms", [{"name": "adaptive_entropy", "target": 5.0, "delta": 0.1}]))
     start(settings(tmp_path / "whole", *overrides))
     start(settings(tmp_path / "cut", *overrides, ("steps", 2)))
     newest = checkpoints(tmp_path / "cut" / "checkpoints")[0]
