@@ -7,8 +7,10 @@ from rich.table import Table
 
 from gspo.cli.idle import idle_settings
 from gspo.config import RunConfig
+from gspo.explain import Clipped
 from gspo.functional import as_terms
 from gspo.models import SMOLLM2, TINY, character_tokenizer, tiny_shape
+from gspo.objectives import DualClip, Objective
 from gspo.policies.likelihood import CHUNK_ELEMENTS
 from gspo.requirements import unmet
 
@@ -83,10 +85,6 @@ def words_table(config: RunConfig) -> Table:
     """The same figures as TRL's GRPOConfig and verl's overrides would have them, on one device."""
     completions = config.prompts_per_step * config.group_size
     mini = completions // config.updates_per_step
-    objective = config.objective
-    low, high = (getattr(objective, name, 0.0) for name in ("clip_low", "clip_high"))
-    level = "sequence" if objective.name in ("gspo", "gspo_token") else "token"
-    loss_type = {"dr_grpo": "dr_grpo", "dapo": "dapo"}.get(objective.name, "grpo")
     table = Table("gspo", "TRL (GRPOConfig)", "verl", title="in other words")
     table.add_row(
         "group_size", f"num_generations={config.group_size}", f"actor_rollout_ref.rollout.n={config.group_size}"
@@ -103,16 +101,8 @@ def words_table(config: RunConfig) -> Table:
         f"actor.ppo_mini_batch_size={config.prompts_per_step // config.updates_per_step}",
     )
     table.add_row("epochs", f"num_iterations={config.epochs}", f"actor.ppo_epochs={config.epochs}")
-    table.add_row(
-        f"objective {objective.name}",
-        f'importance_sampling_level="{level}", loss_type="{loss_type}"',
-        "policy_loss.loss_mode=gspo" if level == "sequence" else "policy_loss.loss_mode=vanilla",
-    )
-    table.add_row(
-        f"clip_low {low:g}, clip_high {high:g}",
-        f"epsilon={low:g}, epsilon_high={high:g}",
-        f"actor.clip_ratio_low={low:g}, actor.clip_ratio_high={high:g}",
-    )
+    for row in _objective_rows(config.objective):
+        table.add_row(*row)
     kl = next((term for term in config.terms if term.name == "reference_kl"), None)
     table.add_row(
         "terms: reference_kl" if kl else "no KL term",
@@ -126,7 +116,52 @@ def words_table(config: RunConfig) -> Table:
         f"temperature={config.sampling.temperature:g}",
         f"actor_rollout_ref.rollout.temperature={config.sampling.temperature:g}",
     )
+    for column in table.columns:
+        column.overflow = "fold"
     return table
+
+
+NOWHERE = ("no counterpart", "no counterpart")
+WORDS = {
+    "gspo": (
+        'importance_sampling_level="sequence", loss_type="grpo"',
+        "policy_loss.loss_mode=gspo, loss_agg_mode=seq-mean-token-mean",
+    ),
+    "gspo_token": ("no counterpart in 1.16", "policy_loss.loss_mode=gspo, loss_agg_mode=seq-mean-token-mean"),
+    "grpo": ('loss_type="grpo"', "loss_mode=vanilla, loss_agg_mode=seq-mean-token-mean, clip_ratio_c out of reach"),
+    "dapo": ('loss_type="dapo"', "loss_mode=vanilla, loss_agg_mode=token-mean, clip_ratio_c out of reach"),
+    "dr_grpo": ('loss_type="dr_grpo"', "loss_mode=vanilla, loss_agg_mode=seq-mean-token-sum-norm"),
+    "sapo": ('loss_type="sapo"', "loss_mode=sapo, loss_agg_mode=seq-mean-token-mean"),
+    "cispo": ('loss_type="cispo"', "loss_mode=cispo, loss_agg_mode=token-mean"),
+    "gmpo": ("experimental.gmpo", "loss_mode=geo_mean, clip_ratio_low/high as log bounds"),
+    "luspo": (
+        'importance_sampling_level="sequence", loss_type="luspo"',
+        "loss_mode=gspo, loss_agg_mode=seq-mean-token-sum",
+    ),
+    "vespo": ('loss_type="vespo"', "no counterpart"),
+    "dppo": ("no counterpart in 1.16", "loss_mode=dppo_tv or dppo_kl, loss_agg_mode=token-mean"),
+    "reinforce": ("RLOOTrainer, one update per batch", "loss_mode=gpg"),
+}
+"""Objectives in the words of TRL 1.16 and verl 0.9; docs/parity.md has what was compared in numbers."""
+
+
+def _objective_rows(objective: Objective) -> list[tuple[str, str, str]]:
+    if isinstance(objective, DualClip):
+        c = f"{objective.c:g}"
+        return [*_objective_rows(objective.base), (f"dual clip at {c}", f"delta={c}", f"actor.clip_ratio_c={c}")]
+    rows = [(f"objective {objective.name}", *WORDS.get(objective.name, NOWHERE))]
+    if isinstance(objective, Clipped) and objective.name in WORDS:
+        low, high = objective.clip_low, objective.clip_high
+        # CISPO's upper bound is absolute in TRL, and there is no lower one.
+        trl = f"epsilon_high={1 + high:g}" if objective.name == "cispo" else f"epsilon={low:g}, epsilon_high={high:g}"
+        rows.append(
+            (
+                f"clip_low {low:g}, clip_high {high:g}",
+                trl,
+                f"actor.clip_ratio_low={low:g}, actor.clip_ratio_high={high:g}",
+            )
+        )
+    return rows
 
 
 def model_shape(config: RunConfig) -> Shape | None:
@@ -179,7 +214,8 @@ def memory_table(config: RunConfig, shape: Shape) -> Table:
         "logits of a chunk": logits,
         f"key-value cache while sampling ({rows} rows, prompts of 64)": cache,
     }
-    if any(term.name == "reference_kl" for term in config.terms) and not config.lora.rank:
+    reads = {need for term in as_terms((config.objective, *config.terms)) for need in term.traits.needs}
+    if "reference" in {*reads, *config.advantage.traits.needs} and not config.lora.rank:
         parts["reference weights"] = shape.parameters * size
     table = Table("memory, estimated", "MiB", title=f"{config.model}: {shape.parameters / 1e6:,.1f} M parameters")
     for name, value in parts.items():

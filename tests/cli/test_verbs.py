@@ -153,7 +153,9 @@ def settings_of(kind: type, prefix: str = "") -> typing.Iterator[tuple[str, str]
             yield prefix + field.name, docs.get(field.name, "")
         inside = [hints[field.name], *typing.get_args(hints[field.name])]
         inside += [part for hint in inside for part in typing.get_args(hint)]
-        for member in dict.fromkeys(hint for hint in inside if dataclasses.is_dataclass(hint)):
+        members = list(dict.fromkeys(hint for hint in inside if dataclasses.is_dataclass(hint)))
+        # A wrapper's base is one of the objectives, which are described where they stand by themselves.
+        for member in members if not prefix or len(members) == 1 else ():
             yield from settings_of(member, f"{prefix}{field.name}.")
 
 

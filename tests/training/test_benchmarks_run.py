@@ -65,6 +65,14 @@ def assert_pictures(folder, names):
         assert (folder / name).read_bytes().startswith(b"\x89PNG"), name
 
 
+def page_with_places(docs, *names):
+    """A results page with a stale table in each of its places."""
+    docs.mkdir()
+    places = [f"<!-- {name} -->\nstale\n<!-- end {name} -->\n" for name in names]
+    (docs / "results.md").write_text("head\n" + "between\n".join(places) + "tail\n")
+    return docs / "results.md"
+
+
 def test_gspo_against_grpo(script, tmp_path):
     module = script("reproduce_gspo")
     plan = module.Plan(
@@ -74,12 +82,15 @@ def test_gspo_against_grpo(script, tmp_path):
         tasks=(module.Task(digits=1, stop_at=1.0),),
         seeds=(1, 2),
         sweep_lrs=(3e-4,),
+        clip_scales=(1.0, 100.0),
         text=replace(module.TEXT, **SMALL, model="tiny", data=module.TINY.data),
         text_seeds=(0,),
         length_edges=(1, 3, 4),
     )
     plan = replace(plan, text=replace(plan.text, cold_start=ColdStart(), evaluation=Evaluation(every=0, prompts=0)))
+    page = page_with_places(plan.docs, "reproduce-gspo")
     record = module.main(plan)
+    assert "1-digit" in page.read_text() and "stale" not in page.read_text()
     assert_pictures(tmp_path / "docs" / "images", ("reproduce-gspo.png", "reproduce-gspo-clipping.png"))
     written = json.loads((tmp_path / "docs" / "records" / "reproduce-gspo.json").read_text())
     assert written.keys() == record.keys()
@@ -90,6 +101,8 @@ def test_gspo_against_grpo(script, tmp_path):
         assert arm.keys() >= {"held_out", "reward_last_sixth", "clipped", "sequence_variance", "token_variance"}
         assert arm["clipped"]["mini_batch_1"]["mean"] == 0.0  # the policy has not moved: every ratio is 1
     assert task["arms"]["gspo 0.0003"]["clipped"]["all"]["mean"] > task["arms"]["grpo 0.0003"]["clipped"]["all"]["mean"]
+    by_width = written["gspo_clip_range"]["tasks"]["1-digit"]
+    assert by_width["1"]["clipped"] > by_width["100"]["clipped"]
     assert written["text"]["after"].keys() == {"gspo", "grpo"}
     assert written["text"]["by_length"]["gspo"][0]["sequence"]["std"] > 0
 
@@ -118,10 +131,7 @@ def test_objectives_and_estimators_on_the_embedded_task(script, tmp_path):
         seeds=(1,),
     )
     names = (*plan.objectives, *plan.estimators)
-    page = plan.docs / "results.md"
-    page.parent.mkdir()
-    places = [f"<!-- {name} -->\nold\n<!-- end {name} -->\n" for name in ("objectives", "estimators")]
-    page.write_text("head\n" + "between\n".join(places) + "tail\n")
+    page = page_with_places(plan.docs, "objectives", "estimators")
     record = module.main(plan)
     assert_pictures(plan.docs / "images" / "papers", [f"{name}.png" for name in names])
     written = json.loads((plan.docs / "records" / "objectives.json").read_text())
@@ -130,7 +140,7 @@ def test_objectives_and_estimators_on_the_embedded_task(script, tmp_path):
         assert part.keys() >= {"held_out", "gain", "reward", "clipped", "updates", "lr", "advantage", "failures"}, name
         assert part["failures"] == [] and all(math.isfinite(n) for n in numbers(part)), name
     text = page.read_text()
-    assert text.startswith("head\n") and text.endswith("\ntail\n") and "old" not in text
+    assert text.startswith("head\n") and text.endswith("\ntail\n") and "stale" not in text
     assert text.count("\n| ") == len(names) + 2
 
     before = made_at(plan.runs)
@@ -154,7 +164,8 @@ def test_every_objective_and_estimator_has_settings_that_a_run_accepts(script):
 def test_a_run_that_diverges_is_recorded_and_not_tried_again(script, tmp_path):
     module = script("objectives")
     folder = tmp_path / "gspo-seed1"
-    config = replace(module.TINY, **SMALL, folder=str(folder), optimizer=AdamW(lr=float("inf")), cold_start=ColdStart())
+    small = SMALL | {"cold_start": ColdStart(), "optimizer": AdamW(lr=1e30)}
+    config = replace(module.TINY, **small, folder=str(folder))
     said = module.run_or_failure(config, folder)
     assert "diverged" in said
     metrics = (folder / "metrics.jsonl").stat().st_mtime_ns
