@@ -11,6 +11,7 @@ import pytest
 
 import gspo
 from gspo.advantages import __all__ as estimators
+from gspo.corrections import __all__ as corrections
 from gspo.objectives import __all__ as objectives
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +95,7 @@ def test_a_paper_is_a_small_file_and_there_are_no_drawers():
 def test_docs_name_every_public_name():
     text = "\n".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
     seams = {"Objective", "Term", "UnitObjective", "Advantage", "AdvantageEstimator", "AdvantageInput"}
-    names = {*gspo.__all__, *objectives, *estimators} - seams
+    seams |= {"AnyCorrection", "Correction", "Reweighting", "mismatch_log_ratio"}
+    names = {*gspo.__all__, *objectives, *estimators, *corrections} - seams
     missing = [name for name in sorted(names) if not re.search(rf"\b{name}\b", text)]
     assert missing == []
