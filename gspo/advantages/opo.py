@@ -37,7 +37,7 @@ class OPO:
 
     @property
     def traits(self) -> EstimatorTraits:
-        return EstimatorTraits(is_on_policy=not self.off_policy)
+        return EstimatorTraits(is_on_policy=not self.off_policy, min_group=2 if self.scope == "group" else 1)
 
     def __call__(self, batch: AdvantageInput, state: None) -> tuple[Float[Tensor, "B"], None]:
         over = batch.group if self.scope == "group" else torch.zeros_like(batch.group)

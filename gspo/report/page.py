@@ -102,6 +102,8 @@ def _objective(objective: Any) -> str:
 
 
 def _constant(value: Any) -> str:
+    if isinstance(value, dict):  # a wrapper's base
+        return f"({_objective(value)})"
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return format_number(float(value)) if is_number else str(value)
 

@@ -215,8 +215,14 @@ def _kl(lines: Sequence[Line]) -> str:
 
 
 def clip_bounds(run: Run) -> list[float]:
-    """The objective's finite clip bounds, lower then upper; empty when it has none."""
+    """The finite clip bounds around 1 of the objective, or of its base, lower then upper; empty when it has none.
+
+    DPPO's bounds are on a divergence and not drawn.
+    """
     objective = run.declared("objective")
     objective = objective if isinstance(objective, dict) else {}
+    objective = objective.get("base", objective)
+    if objective.get("name") == "dppo":
+        return []
     bounds = [number(objective.get(name)) for name in ("clip_low", "clip_high")]
     return bounds if all(map(math.isfinite, bounds)) else []

@@ -166,3 +166,22 @@ def test_empty_folder_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no run in .*metrics\.jsonl") as error:
         build_report(tmp_path)
     assert "\n" not in str(error.value) and not (tmp_path / "report.html").exists()
+
+
+def test_a_wrappers_base_is_named_and_its_bounds_are_drawn(run: Path) -> None:
+    from gspo.report.data import read_run
+    from gspo.report.panels import clip_bounds
+
+    base = {"name": "gspo", "clip_low": 3e-4, "clip_high": 5e-4}
+    for objective, bounds in (
+        ({"name": "dual_clip", "base": base, "c": 3.0}, [3e-4, 5e-4]),
+        (base, [3e-4, 5e-4]),
+        ({"name": "dppo", "clip_low": 0.15, "clip_high": 0.15}, []),
+        ({"name": "agro", "beta": 0.1}, []),
+    ):
+        _edit_summary(run, objective=objective)
+        assert clip_bounds(read_run(run)) == bounds
+        text = _text(run)
+        assert objective["name"] in text
+    _edit_summary(run, objective={"name": "dual_clip", "base": base, "c": 3.0})
+    assert "dual_clip, base (gspo, clip_low 3e-4, clip_high 5e-4), c 3" in _text(run)
