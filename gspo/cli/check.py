@@ -10,7 +10,8 @@ from rich.table import Table
 from gspo.cli.idle import idle_settings
 from gspo.collectors.refill import has_spread
 from gspo.config import RunConfig
-from gspo.training.batch import MiniBatch, advantage_input, assemble, flatten
+from gspo.training.batch import MiniBatch, assemble, flatten
+from gspo.training.loop import estimate
 from gspo.training.parts import Parts, build, choose_threads, frozen_reference
 from gspo.training.update import is_sampler_sound, measure_mismatch, prepare
 
@@ -67,7 +68,8 @@ def _measure(parts: Parts, prompts: int) -> Table:
 
 def _time_update(parts: Parts, groups: tuple, table: Table) -> float:
     """Seconds of forward and backward over these groups; the weights stay as they are."""
-    advantage, _ = parts.advantage(advantage_input(groups), parts.advantage.init())
+    reference = frozen_reference(parts) if parts.needs_reference else None
+    advantage, _ = estimate(parts, groups, reference, parts.advantage.init())
     rows = flatten(groups, advantage, parts.config.collector.drop_truncated)
     step = assemble(rows, parts.policy.network.device)
     mismatch = measure_mismatch(parts.terms, step, parts.policy.logprobs(step).logprobs)
@@ -78,7 +80,6 @@ def _time_update(parts: Parts, groups: tuple, table: Table) -> float:
         f'old_logprobs = "auto" takes the {"sampler" if sound else "policy"}\'s '
         f"(a third of the objective's band is {mismatch.band / 3:.2g})",
     )
-    reference = frozen_reference(parts) if parts.needs_reference else None
     started = time.perf_counter()
     whole = MiniBatch(samples=rows, step=step)
     (batch,) = prepare([whole], parts.policy, parts.terms, reference, rescore_old=not sound)

@@ -27,6 +27,7 @@ from gspo.training.update import (
     prepare,
     run_updates,
 )
+from gspo.types import Group
 
 
 def train_steps(
@@ -46,7 +47,7 @@ def train_steps(
 
         parts.sampler.sync_weights(parts.policy, state.version)
         collected = parts.collector.collect(state.cursor, state.step)
-        advantage, advantage_state = estimate(parts, collected, reference, state.advantage)
+        advantage, advantage_state = estimate(parts, collected.groups, reference, state.advantage)
         samples = flatten(collected.groups, advantage, config.collector.drop_truncated)
 
         batches = [
@@ -105,14 +106,16 @@ def train_steps(
     return state
 
 
-def estimate(parts: Parts, collected: Collected, reference: TokenScorer | None, state: Any) -> tuple[torch.Tensor, Any]:
+def estimate(
+    parts: Parts, groups: Sequence[Group], reference: TokenScorer | None, state: Any
+) -> tuple[torch.Tensor, Any]:
     """Advantages of the whole rollout batch: [B], or [B,U] from an estimator per token; and the estimator's state."""
     logprobs = None
     if "reference" in parts.advantage.traits.needs:
         assert reference is not None
-        rows = flatten(collected.groups, torch.zeros(sum(len(g.rollouts) for g in collected.groups)), False)
+        rows = flatten(groups, torch.zeros(sum(len(g.rollouts) for g in groups)), False)
         logprobs = reference.logprobs(assemble(rows, parts.policy.network.device)).logprobs.cpu()
-    return parts.advantage(advantage_input(collected.groups, parts.rewards.weights, logprobs), state)
+    return parts.advantage(advantage_input(groups, parts.rewards.weights, logprobs), state)
 
 
 def settle_old_logprobs(parts: Parts, state: TrainState, batch: MiniBatch) -> tuple[str, Mismatch | None]:

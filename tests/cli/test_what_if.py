@@ -134,6 +134,19 @@ def test_unmet_requirements_are_named_before_the_first_step(gspo, recipe, tmp_pa
     assert "this run would be refused" in planned and message in planned
 
 
+def test_check_tries_every_objective_and_estimator(gspo, recipe):
+    """Each with its needs: a reference, rewards, entropies, whole groups, advantages per token."""
+    reinforce = ("advantage", {"name": "reinforce_pp", "gamma": 0.9, "kl_coef": 0.1})
+    for pairs in (
+        *((("objective", name),) for name in ("agro", "trpa", "rebel", "egsw", "dhpo", "vespo", "dual_clip")),
+        (("objective", "grpo"), reinforce),
+        (("advantage", "gdpo"),),
+        (("corrections", [{"name": "top_entropy"}, {"name": "icepop"}, {"name": "opsm"}]),),
+    ):
+        said = gspo("check", recipe(*pairs))
+        assert said.code == 0 and "noise of the log-ratio" in said.out, (pairs, said.err)
+
+
 @pytest.mark.parametrize(
     "pairs",
     [(("advantage.name", "opo"), ("advantage.off_policy", True)), (("advantage", "opo"), ("updates_per_step", 1))],
