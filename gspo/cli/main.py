@@ -1,6 +1,7 @@
 """`gspo VERB ...`: words in, one function call, exit code out. Two is the user's mistake, in one line."""
 
 import errno
+import keyword
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ VERBS = {
     "what-if": "a saved rollout batch under other objectives: gspo what-if RUN --step N --objective grpo sapo",
     "why-clipped": "the ledger of a step in words: gspo why-clipped RUN --step N",
     "values": "A*'s value of every training prompt: gspo values MODEL --task NAME --out FILE",
+    "import": "settings of TRL or verl as a recipe: gspo import trl CONFIG.yaml | gspo import verl A.B=VALUE ...",
 }
 
 
@@ -76,7 +78,8 @@ def _verb(word: str) -> Callable[[list[str]], int]:
         raise ValueError(f"unknown command {word!r}{hint} (one of {', '.join(VERBS)})")
     from gspo.cli import verbs
 
-    return vars(verbs)[word.replace("-", "_")]
+    name = word.replace("-", "_")
+    return vars(verbs)[f"{name}_" if keyword.iskeyword(name) else name]
 
 
 def _fail(line: str, code: int = 2) -> int:

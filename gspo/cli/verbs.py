@@ -343,3 +343,37 @@ def why_clipped(words: list[str]) -> int:
     for line in explain(Path(args.run), args.step, args.show):
         TERMINAL.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def import_(words: list[str]) -> int:
+    parser = _Parser(
+        prog="gspo import",
+        usage="gspo import trl CONFIG.yaml [--flag value ...] | gspo import verl A.B=VALUE ... or FILE",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("--out", default="", help="recipe file to write (must not exist); else it is printed")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--world-size", type=int, default=1, help="TRL: processes the settings were made for")
+    parser.add_argument("--prompts", type=int, default=0, help="rows of the data, for runs counted in epochs")
+    if _wants_help(words, parser.format_help()):
+        return 0
+    args, rest = parser.parse_known_args(words)
+    from gspo.importing import import_settings
+    from gspo.importing.table import report_tables
+
+    if args.out and Path(args.out).exists():
+        raise ValueError(f"--out {args.out} exists; choose another file")
+    result = import_settings(rest, world_size=args.world_size, prompts=args.prompts)
+    if args.out:
+        Path(args.out).write_text(result.toml())
+    if args.json:
+        print(json.dumps(result.as_json()))
+        return 0
+    for table in report_tables(result):
+        TERMINAL.print(table)
+    if args.out:
+        TERMINAL.print(f"recipe: {args.out}", soft_wrap=True)
+    else:
+        print(f"\n{result.toml()}", end="")
+    return 0
