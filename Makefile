@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # One thread for tests and tiny models: with another busy process two OpenMP threads can be 10-30 times slower.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: train test check-slow lint bench-step record-smollm2 record-two-words docs-check clean
+.PHONY: train test check-slow lint bench-step record-smollm2 record-two-words reproduce-gspo record-objectives docs-check clean
 
 train: .make/run
 	$(BIN)/gspo train $(ARGS)
@@ -26,6 +26,13 @@ record-smollm2: .make/smollm2
 
 record-two-words: .make/smollm2
 	$(BIN)/python benchmarks/record.py smollm2-two-words
+
+# Comparisons, about an hour of one core each: a finished run is not made again.
+reproduce-gspo: .make/smollm2
+	$(TEST_ENV) $(BIN)/python benchmarks/reproduce_gspo.py
+
+record-objectives: .make/run
+	$(TEST_ENV) $(BIN)/python benchmarks/objectives.py
 
 # TRL lives in an environment of its own: nothing of gspo needs it.
 bench-step: .make/trl

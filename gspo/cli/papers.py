@@ -200,20 +200,23 @@ def _settings_table(card: Card) -> list[str]:
 
 
 def _measured(card: Card, root: Path, measured: dict[str, Any]) -> list[str]:
-    picture = root / "images" / "papers" / f"{card.name}.png"
-    if card.kind != "objective" or not picture.is_file():
+    """The learning curve and its figures, where the record has them."""
+    found = {**measured.get("objectives", {}), **measured.get("estimators", {})}.get(card.name)
+    if card.kind not in ("objective", "advantage") or found is None:
         return []
-    found = measured.get("objectives", {}).get(card.name, {})
-    lines = [
+    seeds = ", ".join(f"{100 * value:.1f}" for value in found["held_out"]["seeds"])
+    under = "" if card.kind == "objective" else f" under `{found['objective']['name']}`"
+    return [
         "",
-        "## On the embedded task",
+        "### On the embedded task",
         "",
         f"![Learning curve of {card.name}](../images/papers/{card.name}.png)",
         "",
+        f"Two-digit sums, held out, greedy: {100 * measured['start']['mean']:.1f} % before, "
+        f"{100 * found['held_out']['mean']:.1f} % after {found['updates']} updates{under} ({seeds} by seed), with the "
+        f"learning rate of all, {found['lr']:g}. Made by `{measured['command']}`; the table of all, and what it can "
+        "tell, is in [Results](../results.md).",
     ]
-    if "sentence" in found:
-        lines += [found["sentence"], ""]
-    return [*lines, "Made by `make record-objectives`; the table of all is in [results.md](../results.md)."]
 
 
 def write_pages(folder: Path) -> list[Path]:

@@ -143,7 +143,9 @@ def _read_ledger(paths: Iterable[Path]) -> tuple[Ledger | None, list[str]]:
 
 def _values(table: pa.Table, name: str) -> np.ndarray | None:
     if name in table.column_names:
-        return table[name].to_numpy()
+        # A step whose rows all skipped the network has no counts of clipped tokens.
+        column = table[name].fill_null(0) if name.startswith("clipped_") else table[name]
+        return column.to_numpy()
     if name.startswith("clipped_"):
         return None
     return np.full(table.num_rows, "none" if name == "bound" else np.nan)

@@ -150,6 +150,15 @@ def test_token_level_ledger_counts_tokens(run: Path) -> None:
     assert "share of tokens" in text and "<td>25.0 %</td><td>0.0 %</td>" in text
 
 
+def test_a_step_without_clip_counts_among_token_level_ones(run: Path) -> None:
+    """All its rows had advantage 0 and skipped the network, so the writer did not know the level."""
+    first, second = sorted((run / "ledger").glob("*.parquet"))[:2]
+    _rewrite(first, clipped_low=2, clipped_high=1)
+    _rewrite(second, skipped=True, gradient_share=0.0)
+    assert "clipped_low" not in pq.read_table(second).column_names
+    assert "<html" in _text(run)
+
+
 def test_a_file_being_written_is_named_and_left_out(run: Path) -> None:
     sorted((run / "ledger").glob("*"))[-1].write_bytes(b"PAR1 half")
     assert "ledger/step_000006.parquet" in _text(run)

@@ -3,18 +3,20 @@
 import importlib.util
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from gspo.config import ColdStart, Evaluation
+from gspo.config import Checkpoints, ColdStart, Evaluation
 from gspo.models import TinyConfig
 from gspo.policies.master import AdamW
 from gspo.requirements import unmet
 from gspo.rewards import RewardConfig
 from gspo.sampling import Sampling
+from gspo.training.run import start
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SMALL = {
@@ -126,8 +128,9 @@ def test_objectives_and_estimators_on_the_embedded_task(script, tmp_path):
         runs=tmp_path / "runs",
         docs=tmp_path / "docs",
         tiny=replace(module.TINY, **SMALL),
-        objectives=("gspo", "dr_grpo", "reinforce", "dpo", "trpa"),
+        objectives=("gspo", "grpo", "dr_grpo", "reinforce", "dpo", "trpa"),
         estimators=("rloo", "opo"),
+        settings={**module.SETTINGS, "reinforce": {"updates_per_step": 1}, "opo": {"updates_per_step": 1}},
         seeds=(1,),
     )
     names = (*plan.objectives, *plan.estimators)
@@ -137,11 +140,11 @@ def test_objectives_and_estimators_on_the_embedded_task(script, tmp_path):
     written = json.loads((plan.docs / "records" / "objectives.json").read_text())
     assert set(written["objectives"]) == set(plan.objectives) and set(written["estimators"]) == set(plan.estimators)
     for name, part in (written["objectives"] | written["estimators"]).items():
-        assert part.keys() >= {"held_out", "gain", "reward", "clipped", "updates", "lr", "advantage", "failures"}, name
+        assert part.keys() >= {"held_out", "gain", "less_grpo", "reward", "clipped", "updates", "lr", "advantage"}, name
         assert part["failures"] == [] and all(math.isfinite(n) for n in numbers(part)), name
     text = page.read_text()
     assert text.startswith("head\n") and text.endswith("\ntail\n") and "stale" not in text
-    assert text.count("\n| ") == len(names) + 2
+    assert text.count("\n| ") == len(names) + 4  # two tables, with a head and a rule each
 
     before = made_at(plan.runs)
     assert module.main(plan)["objectives"] == record["objectives"]
@@ -182,7 +185,22 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(script, tmp_path):
         module.tiny_run(other, plan.tasks[0], "gspo", 3e-4, 1)
 
 
+def test_an_interrupted_run_goes_on(script, tmp_path):
+    module, experiment = script("objectives"), script("experiment")
+    small = SMALL | {"cold_start": ColdStart(), "steps": 3, "checkpoints": Checkpoints(every=1)}
+    config = replace(module.TINY, **small, folder=str(tmp_path / "run"))
+    start(config)
+    whole = [line["reward"] for line in experiment.read_metrics(tmp_path / "run")[1:]]
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_000003")
+    (tmp_path / "run" / "summary.json").unlink()
+    experiment.finished_run(config)
+    assert [line["reward"] for line in experiment.read_metrics(tmp_path / "run")[1:]] == whole
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["finished"]
+
+
 def test_an_interval_over_seeds(script):
-    found = script("experiment").over_seeds([1.0, 2.0, 3.0])
+    over_seeds = script("experiment").over_seeds
+    found = over_seeds([1.0, 2.0, 3.0])
     assert found["mean"] == 2.0
     assert found["high"] - found["mean"] == pytest.approx(4.303 / math.sqrt(3))
+    assert over_seeds([1.0, 3.0]) == {"mean": 2.0, "low": 1.0, "high": 3.0, "seeds": [1.0, 3.0]}
