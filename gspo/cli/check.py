@@ -13,7 +13,7 @@ from gspo.config import RunConfig
 from gspo.training.batch import MiniBatch, assemble, flatten
 from gspo.training.loop import estimate
 from gspo.training.parts import Parts, build, choose_threads, frozen_reference
-from gspo.training.update import is_sampler_sound, measure_mismatch, prepare
+from gspo.training.update import Mismatch, is_sampler_sound, measure_mismatch, prepare
 
 PROMPTS = 4
 
@@ -74,12 +74,8 @@ def _time_update(parts: Parts, groups: tuple, table: Table) -> float:
     step = assemble(rows, parts.policy.network.device)
     mismatch = measure_mismatch(parts.terms, step, parts.policy.logprobs(step).logprobs)
     sound = is_sampler_sound(mismatch)
-    table.add_row(
-        "noise of the log-ratio at equal weights",
-        f"{mismatch.ratio_std:.2g}",
-        f'old_logprobs = "auto" takes the {"sampler" if sound else "policy"}\'s '
-        f"(a third of the objective's band is {mismatch.band / 3:.2g})",
-    )
+    for row in noise_rows(mismatch):
+        table.add_row(*row)
     started = time.perf_counter()
     whole = MiniBatch(samples=rows, step=step)
     (batch,) = prepare([whole], parts.policy, parts.terms, reference, rescore_old=not sound)
@@ -87,3 +83,25 @@ def _time_update(parts: Parts, groups: tuple, table: Table) -> float:
     parts.policy.forward_backward(batch.step, weights, parts.terms)
     parts.policy.weights.clear()
     return time.perf_counter() - started
+
+
+def noise_rows(mismatch: Mismatch) -> list[tuple[str, str, str]]:
+    """What the noise of the log-ratio means for this objective: name, value, meaning."""
+    whose = "sampler" if is_sampler_sound(mismatch) else "policy"
+    third = f"(a third of the objective's band is {mismatch.band / 3:.2g})"
+    rows = [
+        (
+            "noise of the log-ratio at equal weights",
+            f"{mismatch.ratio_std:.2g}",
+            f'old_logprobs = "auto" takes the {whose}\'s {third}',
+        )
+    ]
+    if mismatch.ratio_std > mismatch.band:
+        rows.append(
+            (
+                "noise against the band",
+                f"{mismatch.ratio_std / mismatch.band:.0f}x",
+                "once weights have moved, rounding alone decides what is clipped: use float32, or wider bounds",
+            )
+        )
+    return rows

@@ -10,9 +10,11 @@ import torch
 
 import gspo as package
 from gspo.advantages import optimal_value
+from gspo.cli.check import noise_rows
 from gspo.cli.saved_step import read_saved_step
 from gspo.cli.what_if import objective_of, what_if
 from gspo.objectives import Objective
+from gspo.training.update import Mismatch
 
 EVERY = [c.name for c in typing.get_args(typing.get_args(Objective)[0]) if c.name != "gspo"]
 REFERENCE = ("terms", [{"name": "reference_kl", "coef": 1e-3}])
@@ -132,6 +134,16 @@ def test_unmet_requirements_are_named_before_the_first_step(gspo, recipe, tmp_pa
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     planned = " ".join(gspo("plan", recipe(*pairs)).out.split())
     assert "this run would be refused" in planned and message in planned
+
+
+def test_check_says_where_rounding_decides_what_is_clipped():
+    """SmolLM2's bf16 noise (0.01) is far wider than GSPO's bounds and inside GRPO's; float32's is inside both."""
+    said = lambda noise, band: noise_rows(Mismatch(mean=0.0, max=0.0, ratio_std=noise, band=band))  # noqa: E731
+    (first, second) = said(0.01, 3e-4)
+    assert "takes the policy's" in first[2] and second[1] == "33x" and "rounding alone decides" in second[2]
+    for noise, band, whose in ((0.01, 0.2, "sampler"), (1e-7, 3e-4, "sampler"), (2e-4, 3e-4, "policy")):
+        (only,) = said(noise, band)
+        assert f"takes the {whose}'s" in only[2]
 
 
 def test_check_tries_every_objective_and_estimator(gspo, recipe):
