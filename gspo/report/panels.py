@@ -121,6 +121,8 @@ def _clipped(run: Run, lines: Sequence[Line]) -> str:
     if not series and _has(lines, "clip_ratio/region_mean"):
         values = column(lines, "clip_ratio/region_mean")
         series = [Series(name="all updates", values=values, readout=format_percent)]
+    if not clip_bounds(run) and not any(value > 0 for one in series for value in finite(one.values)):
+        return ""  # a gate, or a loss on rewards: there is nothing to hit
     what = "tokens" if run.ledger is not None and run.ledger.is_token_level else "sequences"
     note = (
         f"Share of {what} whose gradient a bound took away, by mini-batch inside a rollout batch. "

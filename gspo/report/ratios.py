@@ -62,7 +62,9 @@ def _histogram(ratios: np.ndarray, limits: tuple[float, float] | None, is_token:
         _limits(x, ratios, limits) if limits else "",
     ]
     note = "π / π_old of a sequence, by the mean of its token log-ratios. "
-    if is_token:
+    if not limits:
+        note += "This objective has no bounds on a ratio around 1."
+    elif is_token:
         note += "This objective clips single tokens; the bounds are drawn for scale."
     else:
         note += "Below the lower bound a sequence stops being pushed down, above the upper being pushed up."

@@ -192,5 +192,7 @@ def test_a_wrappers_base_is_named_and_its_bounds_are_drawn(run: Path) -> None:
         assert clip_bounds(read_run(run)) == bounds
         text = _text(run)
         assert objective["name"] in text
+    assert "no bounds on a ratio" in _text(run)
     _edit_summary(run, objective={"name": "dual_clip", "base": base, "c": 3.0})
+    assert "no bounds on a ratio" not in _text(run)
     assert "dual_clip, base (gspo, clip_low 3e-4, clip_high 5e-4), c 3" in _text(run)
