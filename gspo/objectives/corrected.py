@@ -20,6 +20,11 @@ class Corrected:
     base: UnitObjective
     corrections: tuple[Reweighting, ...]
 
+    def __post_init__(self) -> None:
+        names = [correction.name for correction in self.corrections]
+        if len(set(names)) < len(names):
+            raise ValueError(f"corrections: each may stand there once, got {', '.join(names)}")
+
     @property
     def name(self) -> str:
         return self.base.name

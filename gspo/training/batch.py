@@ -9,7 +9,7 @@ import torch
 from gspo.advantages.base import AdvantageInput
 from gspo.policies.causal_lm import TokenPayload
 from gspo.requirements import VALUE_COLUMN
-from gspo.types import Group, Sample, Step
+from gspo.types import Group, Rollout, Sample, Step
 
 
 def advantage_input(
@@ -17,24 +17,31 @@ def advantage_input(
     reward_weights: Sequence[float] | None = None,
     reference_logprobs: torch.Tensor | None = None,
 ) -> AdvantageInput:
-    """The whole rollout batch as an advantage estimator sees it, rows in group order; reference log-probs are [B,U]."""
+    """The whole rollout batch as an advantage estimator sees it, rows in group order.
+
+    With `reference_logprobs` [B,U] the sampler's log-probs go beside them, for a KL inside the reward.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     lengths = torch.tensor([len(r.completion.ids) for r in rollouts])
-    width = int(lengths.max()) if reference_logprobs is None else reference_logprobs.shape[1]
-    old = torch.zeros(len(rollouts), width)
-    for row, rollout in enumerate(rollouts):
-        old[row, : lengths[row]] = torch.tensor(rollout.completion.logprobs)
     return AdvantageInput(
-        mask=torch.arange(width)[None] < lengths[:, None],
+        mask=torch.arange(int(lengths.max()))[None] < lengths[:, None],
         reward_weights=None if reward_weights is None else torch.tensor(reward_weights, dtype=torch.float64),
         values=_values(groups),
-        old_logprobs=old,
+        old_logprobs=None if reference_logprobs is None else _sampler_logprobs(rollouts),
         reference_logprobs=reference_logprobs,
         rewards=torch.tensor([r.rewards for r in rollouts], dtype=torch.float64),
         total=torch.tensor([r.reward for r in rollouts], dtype=torch.float64),
         group=torch.tensor([r.group_id for r in rollouts]),
         length=lengths,
     )
+
+
+def _sampler_logprobs(rollouts: Sequence[Rollout]) -> torch.Tensor:
+    """[B,U], 0 behind each completion."""
+    out = np.zeros((len(rollouts), max(len(r.completion.ids) for r in rollouts)), dtype=np.float32)
+    for row, rollout in enumerate(rollouts):
+        out[row, : len(rollout.completion.logprobs)] = rollout.completion.logprobs
+    return torch.from_numpy(out)
 
 
 def _values(groups: Sequence[Group]) -> torch.Tensor | None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,23 +110,19 @@ def _facts_by_rollout(updates: Sequence[Update]) -> dict[int, UnitFacts]:
     """rollout number -> log-probs and entropy of its units, at the last update that trained it."""
     found: dict[int, UnitFacts] = {}
     for update in updates:
-        step = update.batch.step
+        step, result = update.batch.step, update.result
+        old = step.old_logprobs.cpu().numpy()
+        reference = None if step.reference_logprobs is None else step.reference_logprobs.cpu().numpy()
+        position = {row: i for i, row in enumerate(update.rows)}
         for row, sample in enumerate(update.batch.samples):
             length = len(sample.completion_ids)
-            reference = step.reference_logprobs
             known = None if reference is None else reference[row, :length].tolist()
-            old = step.old_logprobs[row, :length].tolist()
-            found.setdefault(sample.rollout_id, UnitFacts(old=old, now=old, reference=known))
-        if update.result is None:
-            continue
-        for position, row in enumerate(update.rows):
-            sample = update.batch.samples[row]
-            length = len(sample.completion_ids)
-            found[sample.rollout_id] = replace(
-                found[sample.rollout_id],
-                now=update.result.logprobs[position, :length].tolist(),
-                entropy=update.result.entropy[position, :length].tolist(),
-            )
+            before = old[row, :length].tolist()
+            if result is None or row not in position:
+                found.setdefault(sample.rollout_id, UnitFacts(old=before, now=before, reference=known))
+                continue
+            now, entropy = (x[position[row], :length].tolist() for x in (result.logprobs, result.entropy))
+            found[sample.rollout_id] = UnitFacts(old=before, now=now, reference=known, entropy=entropy)
     return found
 
 

@@ -300,6 +300,11 @@ def test_opsm_drops_bad_sequences_that_moved_far():
     torch.testing.assert_close(gradient[~dropped], plain[~dropped], **CLOSE)
 
 
+def test_a_correction_stands_once():
+    with pytest.raises(ValueError, match="each may stand there once"):
+        gspo.Corrected(base=gspo.GRPO(), corrections=(TokenTIS(), OPSM(), TokenTIS(cap=3.0)))
+
+
 def test_corrections_leave_denominators_alone():
     """A masked token takes its own share away and gives none to the others."""
     x = random_inputs(0)
