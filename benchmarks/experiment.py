@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console as Terminal
 
-from gspo.config import RunConfig
+from gspo.config import ColdStart, Evaluation, RunConfig, Schedule
+from gspo.data import DataConfig
 from gspo.models import without_progress_bars
+from gspo.sampling import Sampling
 from gspo.settings import read_recipe, validate
 from gspo.sinks import Console
 from gspo.training.evaluate import evaluate
@@ -23,6 +25,21 @@ from gspo.training.run import cold_start, read_summary, resume, start, stop_on_s
 from gspo.training.state import checkpoints
 
 ROOT = Path(__file__).parent.parent
+ADDITION = RunConfig(
+    threads=1,
+    prompts_per_step=64,
+    group_size=8,
+    updates_per_step=4,
+    layout="shared_prefix",
+    sampler_rows=512,
+    sampling=Sampling(temperature=1.0, max_completion_tokens=6),
+    schedule=Schedule(kind="linear"),
+    cold_start=ColdStart(steps=800, batch=128, lr=2e-3),
+    data=DataConfig(task="addition", held_out_prompts=1000),
+    evaluation=Evaluation(every=10, prompts=1000),
+    trackers=(),
+)
+"""The tiny model on sums, as every comparison has it."""
 STUDENT = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """97.5 % quantiles of Student's t by degrees of freedom."""
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from experiment import (
+    ADDITION,
     ROOT,
     alone,
     finished_run,
@@ -30,30 +31,17 @@ from experiment import (
 from figures import band, grid, label, save, smooth
 
 from gspo.advantages import Advantage
-from gspo.config import Checkpoints, ColdStart, Evaluation, RunConfig, Schedule
-from gspo.data import DataConfig
+from gspo.config import Checkpoints, ColdStart, RunConfig
 from gspo.objectives import Objective
 from gspo.policies.master import AdamW
-from gspo.sampling import Sampling
 from gspo.settings import to_table, validate
 from gspo.training.run import read_summary
 
-TINY = RunConfig(
-    threads=1,
+TINY = replace(
+    ADDITION,
     steps=40,
-    prompts_per_step=64,
-    group_size=8,
-    updates_per_step=4,
-    layout="shared_prefix",
-    sampler_rows=512,
-    sampling=Sampling(temperature=1.0, max_completion_tokens=6),
     optimizer=AdamW(lr=3e-4),
-    schedule=Schedule(kind="linear"),
-    cold_start=ColdStart(steps=800, batch=128, lr=2e-3, stop_at=0.4),
-    data=DataConfig(task="addition", held_out_prompts=1000),
-    evaluation=Evaluation(every=10, prompts=1000),
     checkpoints=Checkpoints(every=1000, save_rollouts_every=1000),
-    trackers=(),
 )
 """Every run, but for objective and seed."""
 

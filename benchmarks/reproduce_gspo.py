@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from experiment import (
+    ADDITION,
     ROOT,
     finished_run,
     once,
@@ -48,22 +49,7 @@ OBJECTIVES: dict[str, Clipped] = {
     "grpo": GRPO(clip_low=0.2, clip_high=0.27),
 }
 
-TINY = RunConfig(
-    threads=1,
-    steps=60,
-    prompts_per_step=64,
-    group_size=8,
-    updates_per_step=4,
-    layout="shared_prefix",
-    sampler_rows=512,
-    sampling=Sampling(temperature=1.0, max_completion_tokens=6),
-    schedule=Schedule(kind="linear"),
-    cold_start=ColdStart(steps=800, batch=128, lr=2e-3, check_every=10),
-    data=DataConfig(task="addition", held_out_prompts=1000),
-    evaluation=Evaluation(every=10, prompts=1000),
-    checkpoints=Checkpoints(every=1000, keep_rollouts=0),
-    trackers=(),
-)
+TINY = replace(ADDITION, steps=60, checkpoints=Checkpoints(every=1000, keep_rollouts=0))
 """The tiny model's runs, but for digits, start, learning rate and seed."""
 
 TEXT = RunConfig(

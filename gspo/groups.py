@@ -52,12 +52,15 @@ class Pairs:
 
 def all_pairs(step: Step) -> Pairs:
     """Every unordered pair of live rows of one group."""
-    return _pairs(step, torch.ones_like(_comparable(step)).triu(diagonal=1))
+    rows = len(step.group)
+    return preference_pairs(step, torch.ones(rows, rows, dtype=torch.bool, device=step.group.device).triu(diagonal=1))
 
 
 def preference_pairs(step: Step, better: Bool[Tensor, "B B"]) -> Pairs:
     """Every pair of live rows of one group in which row i is `better[i, j]` than row j."""
-    return _pairs(step, better)
+    live = live_rows(step)
+    is_pair = better & (step.group[:, None] == step.group[None]) & live[:, None] & live[None]
+    return Pairs(*is_pair.nonzero(as_tuple=True))
 
 
 def row_share(step: Step) -> Float[Tensor, "B U"]:
@@ -70,13 +73,3 @@ def known_rewards(step: Step, like: Float[Tensor, "B U"]) -> Float[Tensor, "B"]:
     """Rewards of the live rows, 0 for the others (whose reward may be missing)."""
     assert step.rewards is not None
     return torch.where(live_rows(step), step.rewards, torch.zeros_like(step.rewards)).to(like.dtype)
-
-
-def _comparable(step: Step) -> Bool[Tensor, "B B"]:
-    live = live_rows(step)
-    return (step.group[:, None] == step.group[None]) & live[:, None] & live[None]
-
-
-def _pairs(step: Step, chosen: Bool[Tensor, "B B"]) -> Pairs:
-    first, second = (_comparable(step) & chosen).nonzero(as_tuple=True)
-    return Pairs(first, second)

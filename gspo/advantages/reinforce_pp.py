@@ -7,8 +7,7 @@ Hu 2025, https://arxiv.org/abs/2501.03262
     A_it = (G_it - mean) / sqrt(var + 1e-8)     over all units of the rollout batch               (3)
 
 With gamma = 1 and kl_coef = 0 every token of a row has the same advantage, and [B] is returned; else [B,U].
-Departures: none known; the baseline form's KL belongs in the loss (`terms`). Certainty: read in library
-implementations (verl: reinforce_plus_plus, reinforce_plus_plus_baseline, whose 1e-8 this is). TRL:
+Departures: none known. Certainty: read in library implementations. verl: reinforce_plus_plus, whose 1e-8 this is. TRL:
 RLOOConfig(normalize_advantages=True) is near.
 """
 

@@ -101,7 +101,7 @@ def noise_rows(mismatch: Mismatch) -> list[tuple[str, str, str]]:
             (
                 "noise against the band",
                 f"{mismatch.ratio_std / mismatch.band:.0f}x",
-                "once weights have moved, rounding alone decides what is clipped: use float32, or wider bounds",
+                "rounding is wider than the bounds and takes part in what later updates clip: float32, or wider bounds",
             )
         )
     return rows

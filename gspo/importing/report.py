@@ -54,7 +54,8 @@ class Line:
 class Imported:
     """A recipe of ours and the report on how it was made."""
 
-    library: str
+    origin: str
+    """Whose settings, with the version."""
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
     """What the recipe still needs, and what was assumed."""
@@ -63,7 +64,7 @@ class Imported:
 
     @property
     def config(self) -> RunConfig:
-        return validate(self.table, f"the recipe imported from {self.library}")
+        return validate(self.table, f"the recipe imported from {self.origin}")
 
     def verdicts(self) -> dict[str, Verdict]:
         return {line.key: line.verdict for line in self.lines}
@@ -71,14 +72,14 @@ class Imported:
     def toml(self) -> str:
         """The recipe as a file, headed by what it does not reproduce."""
         missed = [line for line in self.lines if line.verdict in ("different", "equal up to a scale")]
-        head = [f"# Imported from {self.library} by gspo import."]
+        head = [f"# Imported from {self.origin} by gspo import."]
         head += [f"# {line.verdict}: {line.setting}" for line in missed]
         return "\n".join([*head, "", write_toml(self.table)])
 
     def as_json(self) -> dict[str, Any]:
         lines = [dataclasses.asdict(line) for line in self.lines]
         return {
-            "library": self.library,
+            "library": self.origin,
             "lines": lines,
             "notes": self.notes,
             "recipe": self.table,
@@ -209,7 +210,7 @@ def imported(library: str, lib: Any, said: Sequence[tuple[str, Said]], notes: Se
     table = _in_order({"name": f"from-{library.split()[0].lower()}", **table})
     validate(table, f"the recipe imported from {library}")
     lines = tuple(_line(lib.settings, key, line) for key, line in said)
-    return Imported(library=library, lines=lines, notes=tuple(notes), table=table)
+    return Imported(origin=library, lines=lines, notes=tuple(notes), table=table)
 
 
 def _put(table: Node, name: str, value: Any, key: str) -> None:

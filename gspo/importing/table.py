@@ -15,7 +15,7 @@ def report_tables(result: Imported) -> list[Table]:
     given = [line for line in result.lines if line.is_given]
     implied = [line for line in result.lines if not line.is_given]
     counts = Counter(line.verdict for line in result.lines)
-    title = f"{result.library}: " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in STYLES if counts[verdict])
+    title = f"{result.origin}: " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in STYLES if counts[verdict])
     tables = [_table("given", given, title)] if given else []
     tables.append(_table("their defaults, and what follows", implied, "" if given else title))
     notes = Table("to know", box=None)

@@ -2,13 +2,14 @@
 
 `KEYS` has the handlers; `verl_keys` lists every other name of verl's configuration, with the reason why nothing here
 answers to it. What a handler needs beside its own value it reads from `Verl` (`verl_step`): the settings over verl's
-defaults, and the rollout batch they make. The loss is in `verl_loss`.
+defaults, and the rollout batch they make. The loss is in `verl_loss`,
+advantages and corrections in files of their own.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gspo.importing import verl_loss
+from gspo.importing import verl_advantage, verl_correction, verl_loss
 from gspo.importing.reading import hydra, refuse_unknown
 from gspo.importing.report import Handler, Imported, Said, Settings, imported, nothing, plural, same
 from gspo.importing.verl_keys import is_open, names, reason
@@ -86,7 +87,7 @@ def _micro_batch(lib: Verl, key: str) -> Said:
 def implied(lib: Verl) -> list[tuple[str, Said]]:
     """What follows from no single key of theirs."""
     found = []
-    if not lib.is_bypassed and (lib.batch.made > 1 or verl_loss.is_corrected(lib)):
+    if not lib.is_bypassed and (lib.batch.made > 1 or verl_correction.is_corrected(lib)):
         why = "the trainer scores what was sampled once more before the first update"
         found.append(("(old log-probs)", Said(verdict="equal", why=why, sets={"old_logprobs": "policy"})))
     if lib.batch.updates > 1 and lib.settings.is_on("trainer.balance_batch"):
@@ -404,6 +405,8 @@ FUNCTIONS = ("reward.custom_reward_function.", "custom_reward_function.")
 
 HANDLERS: Mapping[str, Handler] = {
     **verl_loss.KEYS,
+    **verl_advantage.KEYS,
+    **verl_correction.KEYS,
     BATCH: _train_batch,
     MINI: _mini_batches,
     EPOCHS: same("epochs"),
@@ -487,6 +490,8 @@ KEYS: Mapping[str, Handler] = {**dict.fromkeys(names(), _open), **HANDLERS}
 DEFAULTS: Mapping[str, Any] = {
     **dict.fromkeys(KEYS),
     **verl_loss.DEFAULTS,
+    **verl_advantage.DEFAULTS,
+    **verl_correction.DEFAULTS,
     BATCH: 1024,
     MINI: 256,
     EPOCHS: 1,

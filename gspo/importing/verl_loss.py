@@ -1,4 +1,4 @@
-"""verl's policy loss, advantage and rollout correction as ours: what the objective is, and how close.
+"""verl's policy loss and the terms beside it as ours: what the objective is, and how close.
 
 loss_mode chooses the loss and loss_agg_mode how tokens are averaged. verl's GSPO averages over the update's tokens
 unless told otherwise: a sequence's share of the gradient then grows with its length, which the report calls
@@ -9,17 +9,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gspo.importing.report import Handler, Said, Verdict, nothing
+from gspo.importing.report import Handler, Said, Verdict
 from gspo.importing.verl_step import (
     ACTOR,
     AVERAGING,
     CORRECTION,
     ESTIMATOR,
     LOSS_MODE,
-    N,
     Verl,
-    band,
     bounds,
+    gives_units,
 )
 
 AVERAGINGS = ("token-mean", "token-sum", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
@@ -72,7 +71,7 @@ def _base(lib: Verl) -> str:
 
 def _loss_mode(lib: Verl, key: str) -> Said:
     mode, base = mode_of(lib), _base(lib)
-    name = _name(lib, mode)
+    name = name_of(lib, mode)
     sets: dict[str, Any] = {f"{base}.name": name}
     if name == "dr_grpo":
         sets[f"{base}.max_length"] = 1 if averaging_of(lib) != ROW_SUMS_NORM else _scale(lib)
@@ -85,12 +84,12 @@ def _loss_mode(lib: Verl, key: str) -> Said:
     return Said(verdict=verdict, why=why, factor=_mode_factor(lib, mode), sets=sets, adds=adds)
 
 
-def _name(lib: Verl, mode: str) -> str:
+def name_of(lib: Verl, mode: str) -> str:
     averaging = averaging_of(lib)
     if mode in CLIPPED:
         return VANILLA[averaging]
     if mode == "gspo" and averaging == ROWS:
-        return "gspo_token" if _gives_units(lib) else "gspo"
+        return "gspo_token" if gives_units(lib) else "gspo"
     return NAMES[mode]
 
 
@@ -174,7 +173,7 @@ def _agg_mode(lib: Verl, key: str) -> Said:
         return Said(verdict="equal", why=AVERAGING_WHY[averaging])
     if averaging == TOKEN_SUM and mode != "dro":
         return Said(verdict="equal up to a scale", why="a plain sum; ours is a mean", factor="tokens of the update")
-    return Said(verdict="different", why=f"{_name(lib, mode)} averages over the update's tokens here")
+    return Said(verdict="different", why=f"{name_of(lib, mode)} averages over the update's tokens here")
 
 
 AVERAGING_WHY = {
@@ -361,245 +360,6 @@ def _entropy(lib: Verl, key: str) -> Said:
     return Said(verdict=verdict, why=why, adds={"terms": {"name": "entropy_bonus", "coef": coef, "averaging": ours}})
 
 
-# ---- advantage -------------------------------------------------------------------------------------------------
-
-ESTIMATORS = (
-    *("gae", "grpo", "grpo_vectorized", "grpo_passk", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax"),
-    *("rloo", "rloo_vectorized", "opo", "gpg", "gdpo", "optimal_token_baseline", "tir_optimal_token_baseline"),
-)
-
-
-def _estimator(lib: Verl, key: str) -> Said:
-    s = lib.settings
-    name = s.choice(key, ESTIMATORS)
-    if name in ("gae", "remax"):
-        default = "" if key in s.given else " (verl's default)"
-        needs = "a critic" if name == "gae" else "a greedy completion of every prompt as its baseline, and no critic"
-        raise ValueError(
-            f"{key} is {name}{default}: it needs {needs}, and gspo has neither; set {key}=grpo, or another of "
-            f"{', '.join(sorted(ADVANTAGES))}"
-        )
-    if name.startswith("grpo") and name != "grpo_passk":
-        return _grpo(lib)
-    return ADVANTAGES[name](lib)
-
-
-def _grpo(lib: Verl) -> Said:
-    has_std = lib.settings.is_on("algorithm.norm_adv_by_std_in_grpo")
-    sets = {"advantage.name": "group_std", "advantage.eps": 1e-6} if has_std else {"advantage.name": "group_mean"}
-    what = "(R - group mean) / (group std + 1e-6)" if has_std else "R - group mean"
-    return _in_groups(lib, Said(verdict="equal", why=what, sets=sets))
-
-
-def _in_groups(lib: Verl, said: Said) -> Said:
-    """Estimators that compare a group: a group of one keeps its reward there and gets 0 here."""
-    if lib.settings.count(N) > 1:
-        return said
-    why = f"{N} = 1: a group of one keeps its reward as advantage there, and gets 0 here (nothing was compared)"
-    return Said(verdict="different", why=why, sets=said.sets)
-
-
-def _rloo(lib: Verl) -> Said:
-    return _in_groups(lib, Said(verdict="equal", why="R - mean of the others", sets={"advantage.name": "rloo"}))
-
-
-def _opo(lib: Verl) -> Said:
-    sets = {"advantage.name": "opo", "advantage.off_policy": lib.batch.made > 1}
-    return _in_groups(lib, Said(verdict="equal", why="the length-weighted baseline", sets=sets))
-
-
-def _token_baseline(lib: Verl) -> Said:
-    sets = {"advantage.name": "opo", "advantage.off_policy": lib.batch.made > 1}
-    return Said(verdict="different", why="a baseline per token there; opo has one per sequence", sets=sets)
-
-
-def _passk(lib: Verl) -> Said:
-    sets = {"advantage.name": "pass_at_k", "advantage.k": max(1, lib.settings.count(N) - 1)}
-    why = "theirs gives the best completion its lead over the second and the rest 0; ours is a mean over sets of k"
-    return Said(verdict="different", why=why, sets=sets)
-
-
-def _gpg(lib: Verl) -> Said:
-    factor = "rows of the rollout batch / those with a reward other than 0"
-    said = Said(
-        verdict="equal up to a scale", why="R - group mean", factor=factor, sets={"advantage.name": "group_mean"}
-    )
-    return _in_groups(lib, said)
-
-
-def _reinforce_pp(lib: Verl) -> Said:
-    s = lib.settings
-    sets: dict[str, Any] = {"advantage.name": "reinforce_pp"}
-    if _gives_units(lib) and _name(lib, mode_of(lib)) in PER_ROW:
-        why = f"an advantage per token; {_name(lib, mode_of(lib))} takes one per sequence: gamma and KL are left out"
-        return Said(verdict="different", why=why, sets=sets)
-    sets["advantage.gamma"] = float(s.number("algorithm.gamma"))
-    if s.is_on("algorithm.use_kl_in_reward") and _is_k1_in_reward(lib):
-        sets["advantage.kl_coef"] = s.number("algorithm.kl_ctrl.kl_coef")
-    return Said(verdict="equal", why="returns whitened over the batch's tokens", sets=sets)
-
-
-def _gives_units(lib: Verl) -> bool:
-    """Whether our estimator gives an advantage per token."""
-    s = lib.settings
-    has_kl = s.is_on("algorithm.use_kl_in_reward") and _is_k1_in_reward(lib)
-    return s[ESTIMATOR] == "reinforce_plus_plus" and (has_kl or s.number("algorithm.gamma") != 1)
-
-
-PER_ROW = ("luspo", "gmpo")
-"""Objectives of ours that take one advantage per sequence, and have no other form."""
-
-
-def _gdpo(lib: Verl) -> Said:
-    weights = lib.settings["algorithm.gdpo_reward_weights"]
-    sets: dict[str, Any] = {"advantage.name": "gdpo", "advantage.eps": 1e-6, "advantage.whiten": "token"}
-    if weights is not None:
-        sets["advantage.weights"] = [float(weight) for weight in weights]
-    if not lib.settings.is_on("algorithm.norm_adv_by_std_in_grpo"):
-        return Said(verdict="different", why="without std in each group there; ours divides by it", sets=sets)
-    return _in_groups(lib, Said(verdict="equal", why="each reward normalised in its group, then whitened", sets=sets))
-
-
-def _baseline(lib: Verl) -> Said:
-    why = "R - group mean, whitened over the batch's tokens"
-    return _in_groups(lib, Said(verdict="equal", why=why, sets={"advantage.name": "reinforce_pp_baseline"}))
-
-
-ADVANTAGES = {
-    "grpo": _grpo,
-    "grpo_passk": _passk,
-    "rloo": _rloo,
-    "rloo_vectorized": _rloo,
-    "opo": _opo,
-    "optimal_token_baseline": _token_baseline,
-    "tir_optimal_token_baseline": _token_baseline,
-    "gpg": _gpg,
-    "gdpo": _gdpo,
-    "reinforce_plus_plus": _reinforce_pp,
-    "reinforce_plus_plus_baseline": _baseline,
-}
-
-
-def _norm_by_std(lib: Verl, key: str) -> Said:
-    if lib.settings[ESTIMATOR] not in ("grpo", "grpo_vectorized", "gdpo", "grpo_passk"):
-        return Said(verdict="no counterpart", why=f"{lib.settings[ESTIMATOR]} does not read it")
-    return Said(verdict="equal", why=f"see {ESTIMATOR}")
-
-
-def _gamma(lib: Verl, key: str) -> Said:
-    if lib.settings[ESTIMATOR] != "reinforce_plus_plus":
-        return Said(verdict="no counterpart", why=f"{lib.settings[ESTIMATOR]} does not read it")
-    return Said(verdict="equal", why=f"see {ESTIMATOR}")
-
-
-def _is_k1_in_reward(lib: Verl) -> bool:
-    s = lib.settings
-    return s["algorithm.kl_penalty"] in ("kl", "k1") and s["algorithm.kl_ctrl.type"] == "fixed"
-
-
-def _kl_in_reward(lib: Verl, key: str) -> Said:
-    s = lib.settings
-    if not s.is_on(key):
-        return Said(verdict="equal", why="no KL in the reward")
-    if s[ESTIMATOR] == "reinforce_plus_plus" and _is_k1_in_reward(lib):
-        return Said(verdict="equal", why=f"see {ESTIMATOR}")
-    why = "KL inside the reward is here for reinforce_pp alone, with kl_penalty=kl and a fixed coefficient; left out"
-    return Said(verdict="different", why=why)
-
-
-def _in_reward(lib: Verl, key: str) -> Said:
-    if not lib.settings.is_on("algorithm.use_kl_in_reward"):
-        return Said(verdict="no counterpart", why="use_kl_in_reward is off")
-    return Said(verdict="equal", why="see algorithm.use_kl_in_reward")
-
-
-def _gdpo_key(lib: Verl, key: str) -> Said:
-    if lib.settings[ESTIMATOR] != "gdpo":
-        return Said(verdict="no counterpart", why="read with adv_estimator=gdpo alone")
-    if key.endswith("weights"):
-        return Said(verdict="equal", ours="advantage.weights")
-    return Said(verdict="different", why="each part is a reward function of its own here: one [[rewards]] for each")
-
-
-# ---- rollout correction ------------------------------------------------------------------------------------------
-
-
-def is_corrected(lib: Verl) -> bool:
-    """Whether weights or rejections from the sampler's log-probs act."""
-    s = lib.settings
-    return not lib.is_bypassed and not (s[f"{CORRECTION}rollout_is"] is None and s[f"{CORRECTION}rollout_rs"] is None)
-
-
-def _rollout_is(lib: Verl, key: str) -> Said:
-    level = lib.settings[key]
-    if level is None:
-        return Said(verdict="equal", why="no weights")
-    if lib.is_bypassed:
-        return Said(verdict="no counterpart", why="in bypass mode the ratio itself is to the sampler")
-    lib.settings.choice(key, ("token", "sequence"))
-    low, high = band(lib.settings[f"{CORRECTION}rollout_is_threshold"])
-    names = {("token", False): "token_tis", ("token", True): "icepop", ("sequence", False): "sequence_tis"}
-    name = names.get((level, low is not None), "sequence_mask")
-    item: dict[str, Any] = {"name": name}
-    item |= {"low": low, "high": high} if name == "icepop" else {"cap": high}
-    verdict, why, factor = _weights_verdict(lib, level, low)
-    return Said(verdict=verdict, why=why, factor=factor, adds={"corrections": item})
-
-
-def _weights_verdict(lib: Verl, level: str, low: float | None) -> tuple[Verdict, str, str]:
-    if lib.settings.is_on(f"{CORRECTION}rollout_is_batch_normalize"):
-        return "equal up to a scale", "theirs divides the weights by their mean", "1 / mean weight of the batch"
-    if level == "sequence" and low is not None:
-        return "different", f"a product below {low:g} counts for nothing there; no lower bound here", ""
-    if mode_of(lib) == "geo_mean":
-        return "different", "geo_mean takes the geometric mean of a row's weights; ours multiplies each token", ""
-    if mode_of(lib) == "dro":
-        return "different", "the weight multiplies the penalty there too; terms are left alone here", ""
-    return "equal", "" if level == "token" else "the product of a sequence's ratios, not GSPO's geometric mean", ""
-
-
-def _rollout_rs(lib: Verl, key: str) -> Said:
-    modes = lib.settings[key]
-    if modes is None:
-        return Said(verdict="equal", why="no rejection")
-    if lib.is_bypassed and lib.settings.is_on("trainer.use_v1"):
-        return Said(verdict="no counterpart", why="bypass mode skips it in the trainer since 0.9")
-    if modes != "seq_mean_k1":
-        return Said(verdict="no counterpart", why="rejection by seq_mean_k1 is here (geometric_band), and no other")
-    threshold = lib.settings[f"{CORRECTION}rollout_rs_threshold"]
-    low, high = band(threshold)
-    low = 1 / high if low is None else low
-    item = {"name": "geometric_band", "low": 1 / high, "high": 1 / low}
-    verdict, why = _rejection_verdict(lib)
-    factor = "tokens of the update / those kept" if verdict == "equal up to a scale" else ""
-    return Said(verdict=verdict, why=f"theirs bounds 1/ratio; {why}", factor=factor, adds={"corrections": item})
-
-
-def _rejection_verdict(lib: Verl) -> tuple[Verdict, str]:
-    """verl takes rejected rows out of the mask, so that whatever counts tokens changes too."""
-    s = lib.settings
-    if s.is_on(f"{ACTOR}use_kl_loss") or s.number(f"{ACTOR}entropy_coeff"):
-        return "different", "rejected rows leave the KL and entropy terms there too"
-    if s[ESTIMATOR] in ("gdpo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"):
-        return "different", "rejected rows leave the whitening of the advantages there too"
-    if averaging_of(lib) == TOKEN and mode_of(lib) not in ("sapo", "geo_mean"):
-        return "equal up to a scale", "rejected tokens leave the denominator there and stay in ours"
-    return "equal", "rejected rows count as rows in both"
-
-
-def _threshold(lib: Verl, key: str) -> Said:
-    of = f"{CORRECTION}rollout_{'rs' if 'rs' in key else 'is'}"
-    if lib.settings[of] is None or lib.is_bypassed:
-        return Said(verdict="no counterpart", why=f"{of.rpartition('.')[2]} is not in use")
-    return Said(verdict="equal", why=f"see {of}")
-
-
-def _bypass(lib: Verl, key: str) -> Said:
-    if not lib.settings.is_on(key):
-        return Said(verdict="equal", why="the trainer scores what was sampled once more")
-    return Said(verdict="equal", why="the ratio's denominator is the sampler's", sets={"old_logprobs": "sampler"})
-
-
 KEYS = {
     LOSS_MODE: _loss_mode,
     AVERAGING: _agg_mode,
@@ -615,26 +375,8 @@ KEYS = {
     f"{ACTOR}kl_loss_coef": _kl_coef,
     f"{ACTOR}kl_loss_type": _kl_type,
     f"{ACTOR}entropy_coeff": _entropy,
-    ESTIMATOR: _estimator,
-    "algorithm.norm_adv_by_std_in_grpo": _norm_by_std,
-    "algorithm.gamma": _gamma,
-    "algorithm.lam": nothing("read by gae alone"),
-    "algorithm.use_kl_in_reward": _kl_in_reward,
-    "algorithm.kl_penalty": _in_reward,
-    "algorithm.kl_ctrl.type": _in_reward,
-    "algorithm.kl_ctrl.kl_coef": _in_reward,
-    "algorithm.kl_ctrl.horizon": nothing("the coefficient is fixed"),
-    "algorithm.kl_ctrl.target_kl": nothing("the coefficient is fixed"),
-    "algorithm.gdpo_reward_keys": _gdpo_key,
-    "algorithm.gdpo_reward_weights": _gdpo_key,
-    f"{CORRECTION}rollout_is": _rollout_is,
-    f"{CORRECTION}rollout_is_threshold": _threshold,
-    f"{CORRECTION}rollout_is_batch_normalize": _threshold,
-    f"{CORRECTION}rollout_rs": _rollout_rs,
-    f"{CORRECTION}rollout_rs_threshold": _threshold,
-    f"{CORRECTION}bypass_mode": _bypass,
-    f"{CORRECTION}loss_type": nothing("read by the legacy trainer's bypass mode; see policy_loss.loss_mode"),
 }
+
 
 DEFAULTS: Mapping[str, Any] = {
     LOSS_MODE: "vanilla",
@@ -651,21 +393,6 @@ DEFAULTS: Mapping[str, Any] = {
     f"{ACTOR}kl_loss_coef": 0.001,
     f"{ACTOR}kl_loss_type": "low_var_kl",
     f"{ACTOR}entropy_coeff": 0,
-    ESTIMATOR: "gae",
-    "algorithm.norm_adv_by_std_in_grpo": True,
-    "algorithm.gamma": 1.0,
-    "algorithm.lam": 1.0,
-    "algorithm.use_kl_in_reward": False,
-    "algorithm.kl_penalty": "kl",
-    "algorithm.kl_ctrl.type": "fixed",
-    "algorithm.kl_ctrl.kl_coef": 0.001,
-    f"{CORRECTION}rollout_is": None,
-    f"{CORRECTION}rollout_is_threshold": 2.0,
-    f"{CORRECTION}rollout_is_batch_normalize": False,
-    f"{CORRECTION}rollout_rs": None,
-    f"{CORRECTION}rollout_rs_threshold": None,
-    f"{CORRECTION}bypass_mode": False,
-    f"{CORRECTION}loss_type": "ppo_clip",
 }
 
 

@@ -76,3 +76,16 @@ def band(value: Any) -> tuple[float | None, float]:
         return (float(low), float(high)) if both else (None, float(low))
     except ValueError:
         raise ValueError(f"threshold {value!r} is neither a number nor lower_upper such as 0.5_5.0") from None
+
+
+def is_k1_in_reward(lib: Verl) -> bool:
+    """The KL inside the reward that reinforce_pp has here."""
+    s = lib.settings
+    return s["algorithm.kl_penalty"] in ("kl", "k1") and s["algorithm.kl_ctrl.type"] == "fixed"
+
+
+def gives_units(lib: Verl) -> bool:
+    """Whether our estimator gives an advantage per token."""
+    s = lib.settings
+    has_kl = s.is_on("algorithm.use_kl_in_reward") and is_k1_in_reward(lib)
+    return s[ESTIMATOR] == "reinforce_plus_plus" and (has_kl or s.number("algorithm.gamma") != 1)

@@ -58,11 +58,11 @@ class TRPA:
     def weights(self, step: Step, counts: Counts) -> Float[Tensor, "B U"]:
         if not counts["pairs"]:
             return row_share(step) / max(counts["rows"], 1)
-        return row_share(step) * self._is_paired(step) / counts["pairs"]
+        return row_share(step) * self._is_paired(self._pairs(step)[1], step) / counts["pairs"]
 
-    def _is_paired(self, step: Step) -> Tensor:
+    @staticmethod
+    def _is_paired(pairs: Pairs, step: Step) -> Tensor:
         """[B,1] whether the row has a partner; in a step with pairs the others weigh nothing."""
-        pairs = self._pairs(step)[1]
         return torch.zeros_like(step.mask[:, :1]).index_fill(0, torch.cat([pairs.first, pairs.second]), True)
 
     def gain(self, scores: Scores, step: Step) -> Float[Tensor, "B U"]:
@@ -72,7 +72,7 @@ class TRPA:
         log_sigmoid = torch.nn.functional.logsigmoid
         paired = pairs.to_rows(log_sigmoid(slope * (mean[pairs.first] - mean[pairs.second])), like=scores.logprobs)
         alone = log_sigmoid(torch.where(level == 1, mean, -mean))[:, None]
-        return torch.where(self._is_paired(step), paired, alone)  # (2)
+        return torch.where(self._is_paired(pairs, step), paired, alone)  # (2)
 
     def explain(self, scores: Scores, step: Step) -> Explanation:
         return explain_ungated(unit_average(reference_log_ratio(scores, step), step), step, "sequence")

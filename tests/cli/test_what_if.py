@@ -140,7 +140,7 @@ def test_check_says_where_rounding_decides_what_is_clipped():
     """SmolLM2's bf16 noise (0.01) is far wider than GSPO's bounds and inside GRPO's; float32's is inside both."""
     said = lambda noise, band: noise_rows(Mismatch(mean=0.0, max=0.0, ratio_std=noise, band=band))  # noqa: E731
     (first, second) = said(0.01, 3e-4)
-    assert "takes the policy's" in first[2] and second[1] == "33x" and "rounding alone decides" in second[2]
+    assert "takes the policy's" in first[2] and second[1] == "33x" and "rounding is wider than the bounds" in second[2]
     for noise, band, whose in ((0.01, 0.2, "sampler"), (1e-7, 3e-4, "sampler"), (2e-4, 3e-4, "policy")):
         (only,) = said(noise, band)
         assert f"takes the {whose}'s" in only[2]
