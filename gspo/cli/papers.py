@@ -220,12 +220,9 @@ def _measured(card: Card, root: Path, measured: dict[str, Any]) -> list[str]:
 
 
 def write_pages(folder: Path) -> list[Path]:
-    """Write every page into `folder` (docs/papers), and remove pages of what is no more."""
+    """Write every page into `folder` (docs/papers). Other files there are left alone; a test names stale pages."""
     folder.mkdir(parents=True, exist_ok=True)
     made = pages(folder.parent)
-    for old in folder.glob("*.md"):
-        if old.name not in made:
-            old.unlink()
     for name, text in made.items():
         (folder / name).write_text(text)
     return [folder / name for name in made]

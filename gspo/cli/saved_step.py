@@ -1,5 +1,6 @@
 """A saved rollout batch as the tensors of one step: what `what-if` and `why-clipped` look at."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import torch
 
 from gspo.config import RunConfig
+from gspo.objectives import Objective
 from gspo.settings import read_recipe, validate
 from gspo.training.folder import RunFolder
 from gspo.types import Scores, Step
@@ -25,6 +27,8 @@ class SavedStep:
     scores: Scores
     """The policy's log-probs and entropies at the update that trained each row."""
     has_entropy: bool
+    objective: Objective | None
+    """The run's own; None where it was an object given from Python, which settings do not hold."""
 
 
 def saved_steps(folder: RunFolder) -> list[int]:
@@ -43,12 +47,14 @@ def read_saved_step(path: Path, number: int) -> SavedStep:
         raise ValueError(f"step {number} of {path} was not saved; there are: {kept or 'none'}")
     rows = pq.read_table(file).to_pylist()
     config = validate(read_recipe(folder.config), str(folder.config))
+    given = json.loads(folder.given.read_text()) if folder.given.is_file() else []
     return SavedStep(
         number=number,
         config=config,
         rows=rows,
         step=_step(rows),
         scores=Scores(logprobs=_padded(rows, "logprobs"), entropy=_padded(rows, "entropy")),
+        objective=None if "objective" in given else config.objective,
         has_entropy=any(row.get("entropy") is not None for row in rows),
     )
 

@@ -322,7 +322,10 @@ def what_if(words: list[str]) -> int:
 
     saved = read_saved_step(Path(args.run), args.step)
     others = [objective_of(toml_value(text), saved.config) for text in args.objective]
-    verdicts = score(saved, [saved.config.objective, *others])
+    own = [] if saved.objective is None else [saved.objective]
+    if not own and not others:
+        raise ValueError("the run's objective was an object given from Python; name some with --objective")
+    verdicts = score(saved, [*own, *others])
     if args.json:
         print(json.dumps({"run": args.run, "step": args.step, "objectives": [asdict(v) for v in verdicts]}))
     else:

@@ -34,8 +34,8 @@ class Verdict:
     """Share of each sequence in the sum of absolute gradients, in the order of the file."""
     effective_sequences: float
     """1 / sum of squared shares: how many sequences the gradient is spread over."""
-    cosine: dict[str, float]
-    """Cosine with the gradient of each objective, by name."""
+    cosine: dict[str, float | None]
+    """Cosine with the gradient of each objective, by name; None where one of the two is 0."""
 
 
 def objective_of(text: Any, config: RunConfig) -> UnitObjective:
@@ -102,9 +102,9 @@ def _verdict(
     )
 
 
-def _cosine(one: Tensor, other: Tensor) -> float:
+def _cosine(one: Tensor, other: Tensor) -> float | None:
     size = one.norm() * other.norm()
-    return ((one * other).sum() / size).item() if size > 0 else float("nan")
+    return ((one * other).sum() / size).item() if size > 0 else None
 
 
 def what_if_table(saved: SavedStep, verdicts: Sequence[Verdict]) -> Table:
@@ -113,6 +113,7 @@ def what_if_table(saved: SavedStep, verdicts: Sequence[Verdict]) -> Table:
         title=f"step {saved.number}: {len(saved.rows)} sequences, {int(saved.step.mask.sum())} tokens", box=None,
     )  # fmt: skip
     for verdict in verdicts:
+        cosine = verdict.cosine[verdicts[0].name]
         table.add_row(
             verdict.name,
             f"{verdict.loss:+.4g}",
@@ -120,7 +121,7 @@ def what_if_table(saved: SavedStep, verdicts: Sequence[Verdict]) -> Table:
             f"{verdict.clipped_tokens:.1%}",
             f"{verdict.effective_sequences:.1f}",
             f"{max(verdict.share):.1%}",
-            f"{verdict.cosine[verdicts[0].name]:+.3f}",
+            "-" if cosine is None else f"{cosine:+.3f}",
         )
     table.caption = (
         f"the batch as one optimizer step; cosine of gradients in log-prob space with {verdicts[0].name}; sequences "

@@ -21,7 +21,7 @@ def why_clipped(path: Path, number: int, shown: int = SHOWN) -> list[str]:
     """Lines: the objective and its bounds, then each update: how many were skipped, clipped and why, and which."""
     saved = read_saved_step(path, number)
     ledger = pq.read_table(RunFolder(path).ledger / f"step_{number:06d}.parquet").to_pylist()
-    lines = [f"step {number}: {_bounds(saved.config.objective)}"]
+    lines = [f"step {number}: {_bounds(saved.objective)}"]
     texts = {(row["group"], row["index"]): row for row in saved.rows}
     tokens = _clipped_tokens(saved)
     for update in sorted({row["update"] for row in ledger}):
@@ -37,6 +37,8 @@ def why_clipped(path: Path, number: int, shown: int = SHOWN) -> list[str]:
 
 
 def _bounds(objective: Any) -> str:
+    if objective is None:
+        return "an objective given from Python"
     fields = {k: v for k, v in vars(objective).items() if k != "name"}
     settings = ", ".join(f"{key} = {value}" for key, value in fields.items())
     return f"objective {objective.name}" + (f" with {settings}" if settings else "")
@@ -91,7 +93,9 @@ def _head(row: dict[str, Any]) -> str:
 
 def _clipped_tokens(saved: SavedStep) -> dict[tuple[int, int], list[str]]:
     """For token ratios: which tokens were cut, with their ratio, by (group, index)."""
-    objective = saved.config.objective
+    objective = saved.objective
+    if objective is None:
+        return {}
     needs = {need for term in as_terms(objective) for need in term.traits.needs}
     if "reference" in needs and saved.step.reference_logprobs is None:
         return {}

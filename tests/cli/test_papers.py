@@ -62,3 +62,9 @@ def test_papers_lists_prints_and_writes(gspo, tmp_path):
     assert "did you mean 'sspo'" in gspo("papers", "sspoo").line
     assert gspo("papers", "--write", tmp_path / "papers").code == 0
     assert (tmp_path / "papers" / "gspo.md").read_text().startswith("# Group Sequence Policy Optimization")
+
+
+def test_writing_pages_touches_no_other_file(gspo, tmp_path):
+    (tmp_path / "notes.md").write_text("mine")
+    assert gspo("papers", "--write", tmp_path).code == 0
+    assert (tmp_path / "notes.md").read_text() == "mine" and (tmp_path / "sspo.md").exists()

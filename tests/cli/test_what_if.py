@@ -2,7 +2,7 @@
 
 import json
 import typing
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +12,7 @@ import gspo as package
 from gspo.advantages import optimal_value
 from gspo.cli.check import noise_rows
 from gspo.cli.saved_step import read_saved_step
-from gspo.cli.what_if import objective_of, what_if
+from gspo.cli.what_if import objective_of, what_if, what_if_table
 from gspo.objectives import Objective
 from gspo.training.update import Mismatch
 
@@ -56,6 +56,28 @@ def test_what_if_is_gspo_loss_on_the_saved_numbers(gspo, recipe, tmp_path):
             advantage=saved.step.advantage,
         )
         assert verdict.loss == pytest.approx(out.diagnostics["loss"], rel=1e-12)
+
+
+def test_a_run_with_an_objective_of_its_own(gspo, recipe, tmp_path):
+    """Settings do not hold it: what-if compares the named ones, why-clipped reads the ledger and says so."""
+    gspo("train", recipe(("optimizer.lr", 0.01)), "--folder", "run")
+    (tmp_path / "run" / "given.json").write_text('["objective"]')
+    assert "given from Python" in gspo("what-if", "run", "--step", 2).line
+    facts = json.loads(gspo("what-if", "run", "--step", 2, "--objective", "grpo", "sapo", "--json").out)
+    assert [v["name"] for v in facts["objectives"]] == ["grpo", "sapo"]
+    said = gspo("why-clipped", "run", "--step", 2).out
+    assert "an objective given from Python" in said and "update 1: 8 sequences" in said
+
+
+def test_no_gradient_has_no_cosine(gspo, recipe, tmp_path):
+    """Nothing pulls where every advantage is 0: null in JSON (which has no NaN), a dash in the table."""
+    gspo("train", recipe(), "--folder", "run")
+    saved = read_saved_step(tmp_path / "run", 2)
+    still = replace(saved, step=replace(saved.step, advantage=torch.zeros_like(saved.step.advantage)))
+    verdicts = what_if(still, [package.GSPO(), package.GRPO()])
+    assert [v.cosine for v in verdicts] == [{"gspo": None, "grpo": None}] * 2
+    json.dumps([asdict(v) for v in verdicts], allow_nan=False)
+    assert list(what_if_table(still, verdicts).columns[-1].cells) == ["-", "-"]
 
 
 def test_what_if_refuses_what_the_run_did_not_keep(gspo, recipe, tmp_path):
