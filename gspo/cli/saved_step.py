@@ -43,7 +43,10 @@ def read_saved_step(path: Path, number: int) -> SavedStep:
     file = folder.rollouts / f"step_{number:06d}.parquet"
     if not file.is_file():
         found = saved_steps(folder)
-        kept = ", ".join(map(str, found)) if len(found) < 20 else f"{found[0]} to {found[-1]}, {len(found)} of them"
+        kept = ", ".join(map(str, found))
+        if len(found) >= 20:
+            nearest = min(found, key=lambda step: abs(step - number))
+            kept = f"{len(found)} from {found[0]} to {found[-1]}, the nearest is {nearest}"
         raise ValueError(f"step {number} of {path} was not saved; there are: {kept or 'none'}")
     rows = pq.read_table(file).to_pylist()
     config = validate(read_recipe(folder.config), str(folder.config))

@@ -69,6 +69,16 @@ def test_a_run_with_an_objective_of_its_own(gspo, recipe, tmp_path):
     assert "an objective given from Python" in said and "update 1: 8 sequences" in said
 
 
+def test_a_step_that_was_not_saved_is_answered_with_the_nearest(gspo, tmp_path):
+    folder = tmp_path / "run" / "rollouts"
+    folder.mkdir(parents=True)
+    (tmp_path / "run" / "config.toml").touch()
+    for step in range(1, 200, 5):
+        (folder / f"step_{step:06d}.parquet").touch()
+    said = gspo("what-if", "run", "--step", 100).line
+    assert said == "step 100 of run was not saved; there are: 40 from 1 to 196, the nearest is 101"
+
+
 def test_no_gradient_has_no_cosine(gspo, recipe, tmp_path):
     """Nothing pulls where every advantage is 0: null in JSON (which has no NaN), a dash in the table."""
     gspo("train", recipe(), "--folder", "run")
