@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gspo.policies.attention import Attention, attention_of_our_own
+
 
 class Network:
     """`model` is any transformers causal LM, or one wrapped by peft."""
@@ -41,8 +43,21 @@ class Network:
     def named_trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
 
-    def hidden(self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """[R,L] right-padded ids -> [R,L,D]. Without `mask` attention is causal: padding lies behind real tokens."""
+    def hidden(
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        attention: Attention | None = None,
+    ) -> Tensor:
+        """[R,L] right-padded ids -> [R,L,D]. Without `mask` attention is causal: padding lies behind real tokens.
+
+        With `attention` the layers attend through it, and through nothing else.
+        """
+        if attention is not None:
+            with attention_of_our_own(self.config):
+                out = self.body(input_ids=ids, position_ids=positions, use_cache=False, gspo_attention=attention)
+            return out.last_hidden_state
         if mask is not None and self.config._attn_implementation == "eager":
             # Eager attention adds its mask to the scores.
             mask = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(
