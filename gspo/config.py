@@ -148,9 +148,11 @@ class RunConfig:
     epochs: int = 1
     """Passes over each rollout batch."""
     micro_batch_tokens: int = 16384
-    """Tokens, padding included, that go through the network at once while training."""
-    layout: LayoutName = "padded"
-    """Forward layout while training: padded rows, or shared_prefix (each prompt once for its group; same values)."""
+    """Tokens that go through the network at once while training; a prompt stays together with its completions."""
+    layout: LayoutName = "auto"
+    """Forward layout while training (same values): padded, packed, shared_prefix, or auto, the cheapest by lengths."""
+    checkpoint_activations: bool = False
+    """Keep only each layer's input and compute the layer again in the backward pass: less memory, a third more time."""
     sampler_rows: int = 512
     """Completions decoded at once."""
     old_logprobs: OldLogprobs = "auto"

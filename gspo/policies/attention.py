@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -48,8 +47,11 @@ def _dispatch(
     scaling: float | None = None,
     softcap: float | None = None,
     sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
+    if s_aux is not None:
+        raise ValueError(f"{type(module).__name__} has attention sinks")
     layer: Any = module.layer_idx
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = gspo_attention.attend(query, key, value, layer=layer, scale=scale, softcap=softcap, window=sliding_window)

@@ -1,6 +1,6 @@
 """A causal language model as a policy: rows laid out, micro-batches by token budget, chunked likelihoods."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -10,9 +10,10 @@ from torch import Tensor
 from gspo.functional import explain, total_loss
 from gspo.objectives.base import UnitObjective
 from gspo.policies.base import StepResult
-from gspo.policies.layouts import LayoutName, lay_out, refuse_sharing
+from gspo.policies.layouts import LayoutName, lay_out
 from gspo.policies.likelihood import token_logprobs
 from gspo.policies.master import AdamW, MasterWeights
+from gspo.policies.micro_batches import balanced, blocks_of_rows, by_width, shared_tokens
 from gspo.policies.network import Network
 from gspo.sampling import Sampling
 from gspo.types import Explanation, Scores, Step
@@ -40,14 +41,22 @@ class TokenScorer:
     scoring: Sampling
     micro_batch_tokens: int
     pad_id: int = 0
-    layout: LayoutName = "padded"
+    layout: LayoutName = "auto"
     without_adapters: bool = False
     keeps_groups_whole: bool = False
     """Micro-batches hold whole groups, for objectives that compare the rows of one."""
 
     def __post_init__(self) -> None:
-        if self.layout == "shared_prefix":
-            refuse_sharing(self.network.config)
+        if self.layout in ("packed", "shared_prefix") and self.network.refusal:
+            raise ValueError(
+                f'layout = "{self.layout}" cannot be exact for {self.network.config.model_type}: '
+                f'{self.network.refusal}; use layout = "padded" or "auto"'
+            )
+
+    @property
+    def allowed_layout(self) -> LayoutName:
+        """`auto` is padded rows where the network allows nothing else."""
+        return "padded" if self.layout == "auto" and self.network.refusal else self.layout
 
     @torch.no_grad()
     def logprobs(self, step: Step) -> Scores:
@@ -66,11 +75,15 @@ class TokenScorer:
     def score(self, part: Step, entropy: str) -> Scores:
         payload: TokenPayload = part.payload
         device = self.network.device
-        layout = lay_out(self.layout, payload.prompt, payload.completion, self.pad_id, device)
+        layout = lay_out(
+            self.allowed_layout, payload.prompt, payload.completion, self.pad_id, device, self.network.shape
+        )
         row, unit = part.mask.nonzero(as_tuple=True)
         chosen = torch.tensor([payload.completion[r][u] for r, u in zip(row.tolist(), unit.tolist(), strict=True)])
-        states = self.network.hidden(layout.ids, layout.positions, layout.mask)
-        hidden = states[layout.row[row], layout.column(row, unit)]
+        states = self.network.hidden(layout.ids, layout.positions, layout.attention)
+        # Completions that part behind a token are predicted by the same one: its logits are made once.
+        places, position = layout.predicts[row, unit].unique(return_inverse=True)
+        hidden = states.flatten(0, 1)[places]
         logprobs, entropies = token_logprobs(
             self.network.head,
             hidden,
@@ -78,45 +91,29 @@ class TokenScorer:
             self.scoring,
             entropy,
             vocabulary=self.network.vocabulary,
+            position=position,
         )
         blank = torch.zeros(part.mask.shape, dtype=logprobs.dtype, device=device)
         return Scores(logprobs=blank.index_put((row, unit), logprobs), entropy=blank.index_put((row, unit), entropies))
 
     def micro_batches(self, step: Step) -> list[list[int]]:
-        """Rows, longest first, cut so that forward rows x padded width stays in the budget (one alone may exceed it).
+        """Rows cut so that the tokens that go forward together stay in the budget (one block alone may exceed it).
 
-        With shared prefixes the rows of a prompt stay together, and the rows of a group where an objective asks for it.
+        The rows of a group stay together where an objective asks for it, and those of a prompt where they share it.
         """
         payload: TokenPayload = step.payload
-        keys = self._block_keys(step)
-        blocks: dict[object, list[int]] = {}
-        for i, key in enumerate(keys):
-            blocks.setdefault(key, []).append(i)
-        # A block goes forward as one row of a shared prefix, or as so many padded rows.
-        is_shared = self.layout == "shared_prefix"
-        width = {key: self._width(payload, rows) for key, rows in blocks.items()}
-        batches: list[list[int]] = []
-        widest, number = 0, 0
-        for key in sorted(blocks, key=lambda k: (-width[k], blocks[k][0])):
-            rows = 1 if is_shared else len(blocks[key])
-            if not batches or widest * (number + rows) > self.micro_batch_tokens:
-                batches.append([])
-                widest, number = width[key], 0
-            batches[-1] += blocks[key]
-            number += rows
-        return batches
+        is_padded = self.allowed_layout == "padded"
+        blocks = blocks_of_rows(self._block_keys(step, is_padded))
+        if is_padded:
+            return by_width(blocks, payload.prompt, payload.completion, self.micro_batch_tokens)
+        tokens = [shared_tokens(payload.prompt, payload.completion, rows) for rows in blocks]
+        return balanced(blocks, tokens, self.micro_batch_tokens)
 
-    def _block_keys(self, step: Step) -> list[object]:
+    def _block_keys(self, step: Step, is_padded: bool) -> Sequence[Hashable]:
         """What must stay together, by row: a group, a prompt, or just the row."""
         if self.keeps_groups_whole:
             return step.group.tolist()
-        return list(step.payload.prompt) if self.layout == "shared_prefix" else list(range(len(step.group)))
-
-    def _width(self, payload: TokenPayload, rows: list[int]) -> int:
-        """Tokens of the block's widest forward row."""
-        lengths = [len(payload.completion[i]) for i in rows]
-        own = max(len(payload.prompt[i]) + length for i, length in zip(rows, lengths, strict=True))
-        return len(payload.prompt[rows[0]]) + sum(lengths) if self.layout == "shared_prefix" else own
+        return range(len(step.group)) if is_padded else step.payload.prompt
 
 
 class CausalLM:

@@ -1,111 +1,195 @@
-"""How the rows of a micro-batch lie in a forward pass. Nothing above the policy knows which layout is used.
+"""How the sequences of a micro-batch lie in a forward pass. Nothing above the policy knows which layout is used.
 
-`padded`: one row per completion, prompt repeated, padding on the right; plain causal attention.
-`shared_prefix`: one row per group, the prompt once and its completions after it, each of which attends to the prompt
-and to itself (Prefix Grouper, 2506.05433). Positions restart behind the prompt for every completion, so values and
-gradients are those of `padded` up to rounding, for networks whose tokens see each other through attention only.
+`padded`: one row per completion, prompt repeated, padding on the right; the model's own causal attention.
+`packed`: no padding: sequences one after another, each seeing itself only.
+`shared_prefix`: what sequences have in common stands once (Prefix Grouper, 2506.05433, and beyond it: prompts that
+    begin alike, turns that continue a conversation, completions that begin alike). Each token sees its own sequence.
+`auto`: the cheapest of them by `gspo.policies.costs`.
+
+Positions restart where sequences part, so values and gradients are those of `padded` up to rounding, for networks
+whose tokens meet in attention only; `Network.refusal` finds out whether that holds.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-LayoutName = Literal["padded", "shared_prefix"]
-Ids = tuple[int, ...]
+from gspo.policies.attention import Attention
+from gspo.policies.costs import NetworkShape, blocks_cost, rows_cost
+from gspo.policies.prefixes import Ids, Packed, pack
+from gspo.policies.tree_attention import Blocks, FlexRows, MaskedRows, blocks_of
+
+LayoutName = Literal["auto", "padded", "packed", "shared_prefix"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """One forward pass, and where each completion's units are predicted."""
 
+    name: str
+    """Layout, and how it is attended to."""
     ids: Tensor
-    """[R, L] token ids, padding on the right."""
+    """[R,L] token ids, padding on the right."""
     positions: Tensor | None
-    """[R, L] rotary positions; None counts from 0."""
-    mask: Tensor | None
-    """[R, 1, L, L] bool, who attends to whom; None is causal."""
-    row: Tensor
-    """[B] forward row of each completion."""
-    first: Tensor
-    """[B] column that predicts the completion's unit 0 (the prompt's last token)."""
-    offset: Tensor
-    """[B] column that predicts unit u >= 1 is offset + u - 1."""
-
-    def column(self, completion: Tensor, unit: Tensor) -> Tensor:
-        """Column whose hidden state predicts `unit` of `completion`."""
-        return torch.where(unit == 0, self.first[completion], self.offset[completion] + unit - 1)
+    """[R,L] rotary positions; None counts from 0."""
+    attention: Attention | None
+    """None is the model's own, causal."""
+    predicts: Tensor
+    """[B,U] which of the R*L tokens predicts unit u of completion b (the token before it); 0 where there is none."""
 
 
-def padded(prompts: Sequence[Ids], completions: Sequence[Ids], pad_id: int, device: torch.device) -> Layout:
-    width = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True)) - 1
-    ids = np.full((len(prompts), width), pad_id, dtype=np.int64)
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        tokens = (prompt + completion)[:width]  # the last token is predicted, never read
-        ids[row, : len(tokens)] = tokens
-    length = torch.tensor([len(p) for p in prompts], device=device)
-    return Layout(
-        ids=torch.from_numpy(ids).to(device),
-        positions=None,
-        mask=None,
-        row=torch.arange(len(prompts), device=device),
-        first=length - 1,
-        offset=length,
-    )
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A way to lay sequences out: its cost, and what goes through the network."""
 
+    name: str
+    cost: float
+    rows: int
+    length: int
+    packed: Packed | None = None
+    runs: list[slice] | None = None
+    """Which tokens of `packed` stand in which row, when there are several."""
+    row_of_run: tuple[int, ...] = ()
 
-def shared_prefix(prompts: Sequence[Ids], completions: Sequence[Ids], pad_id: int, device: torch.device) -> Layout:
-    blocks: dict[Ids, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        blocks.setdefault(prompt, []).append(i)
-    width = max(len(prompt) + sum(len(completions[i]) - 1 for i in rows) for prompt, rows in blocks.items())
-    ids = np.full((len(blocks), width), pad_id, dtype=np.int64)
-    positions = np.zeros((len(blocks), width), dtype=np.int64)
-    segment = np.full((len(blocks), width), -1, dtype=np.int64)  # 0 the prompt, 1.. its completions, -1 padding
-    row = np.zeros(len(prompts), dtype=np.int64)
-    offset = np.zeros(len(prompts), dtype=np.int64)
-    for r, (prompt, members) in enumerate(blocks.items()):
-        end = len(prompt)
-        ids[r, :end], positions[r, :end], segment[r, :end] = prompt, np.arange(end), 0
-        for s, i in enumerate(members):
-            tokens = completions[i][:-1]
-            span = slice(end, end + len(tokens))
-            ids[r, span], segment[r, span] = tokens, s + 1
-            positions[r, span] = len(prompt) + np.arange(len(tokens))
-            row[i], offset[i], end = r, end, end + len(tokens)
-    same = segment[:, :, None] == segment[:, None, :]
-    seen = same | (segment[:, None, :] == 0)
-    causal = np.tril(np.ones((width, width), dtype=bool))
-    on_device = lambda x: torch.from_numpy(x).to(device)  # noqa: E731
-    return Layout(
-        ids=on_device(ids),
-        positions=on_device(positions),
-        mask=on_device(seen & causal)[:, None],
-        row=on_device(row),
-        first=torch.tensor([len(p) - 1 for p in prompts], device=device),
-        offset=on_device(offset),
-    )
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through the network, padding included."""
+        return self.rows * self.length
 
 
 def lay_out(
-    name: LayoutName, prompts: Sequence[Ids], completions: Sequence[Ids], pad_id: int, device: torch.device
+    name: LayoutName,
+    prompts: Sequence[Ids],
+    completions: Sequence[Ids],
+    pad_id: int,
+    device: torch.device,
+    shape: NetworkShape,
 ) -> Layout:
-    return (padded if name == "padded" else shared_prefix)(prompts, completions, pad_id, device)
+    """The last token of a completion is predicted and never read. Prompts hold at least one token."""
+    best = cheapest(name, prompts, completions, shape, device.type)
+    if best.packed is None:
+        return _padded(prompts, completions, pad_id, device)
+    return _placed(best, prompts, completions, pad_id, device)
 
 
-def refuse_sharing(config: Any) -> None:
-    """Shared prefixes need layers whose tokens meet only in full attention; others are refused by name."""
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
-    if kinds:
-        raise ValueError(
-            f'layout = "shared_prefix" cannot be exact for {config.model_type}: it has {", ".join(sorted(kinds))} '
-            'layers; use layout = "padded"'
+def cheapest(
+    name: LayoutName, prompts: Sequence[Ids], completions: Sequence[Ids], shape: NetworkShape, device: str
+) -> Candidate:
+    """The candidate of least cost among those that `name` allows."""
+    return min(candidates(name, prompts, completions, shape, device), key=lambda candidate: candidate.cost)
+
+
+def candidates(
+    name: LayoutName, prompts: Sequence[Ids], completions: Sequence[Ids], shape: NetworkShape, device: str
+) -> list[Candidate]:
+    tails = [completion[:-1] for completion in completions]
+    length = max(len(p) + len(t) for p, t in zip(prompts, tails, strict=True))
+    found = []
+    if name in ("auto", "padded"):
+        cost = rows_cost(shape, len(prompts), length, is_masked=False)
+        found.append(Candidate(name="padded", cost=cost, rows=len(prompts), length=length))
+    for kind, is_shared in (("packed", False), ("shared_prefix", True)):
+        if name in ("auto", kind):
+            found.append(_rows(kind, pack(prompts, tails, 1 if is_shared else None), shape))
+            if device == "cpu" and not shape.needs_mask(length):
+                packed = pack(prompts, tails) if is_shared else found[-1].packed
+                found.append(_blocks(kind, packed, shape))
+    return found
+
+
+def _blocks(kind: str, packed: Packed, shape: NetworkShape) -> Candidate:
+    blocks = blocks_of(packed.end)
+    cost = blocks_cost(shape, len(packed), sum(block.pairs for block in blocks), len(blocks))
+    return Candidate(name=f"{kind}, by blocks", cost=cost, rows=1, length=len(packed), packed=packed)
+
+
+def _rows(kind: str, packed: Packed, shape: NetworkShape) -> Candidate:
+    """Trees in rows of about equal length, the longest first, each where it still fits."""
+    roots = np.flatnonzero(packed.positions == 0).tolist()
+    runs = [slice(a, b) for a, b in zip(roots, [*roots[1:], len(packed)], strict=True)]
+    lengths = [run.stop - run.start for run in runs]
+    width = max(lengths)
+    used: list[int] = []
+    row_of_run = [0] * len(runs)
+    for i in sorted(range(len(runs)), key=lambda i: (-lengths[i], i)):
+        row = next((r for r, taken in enumerate(used) if taken + lengths[i] <= width), len(used))
+        if row == len(used):
+            used.append(0)
+        used[row] += lengths[i]
+        row_of_run[i] = row
+    return Candidate(
+        name=f"{kind}, masked",
+        cost=rows_cost(shape, len(used), width, is_masked=True),
+        rows=len(used),
+        length=width,
+        packed=packed,
+        runs=runs,
+        row_of_run=tuple(row_of_run),
+    )
+
+
+def _padded(prompts: Sequence[Ids], completions: Sequence[Ids], pad_id: int, device: torch.device) -> Layout:
+    width = max(len(p) + max(len(c) - 1, 0) for p, c in zip(prompts, completions, strict=True))
+    ids = np.full((len(prompts), width), pad_id, dtype=np.int64)
+    where = []
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        tokens = prompt + completion[:-1]
+        ids[row, : len(tokens)] = tokens
+        where.append(row * width + np.arange(len(tokens)))
+    return Layout(
+        name="padded",
+        ids=torch.from_numpy(ids).to(device),
+        positions=None,
+        attention=None,
+        predicts=_predicts(prompts, completions, where).to(device),
+    )
+
+
+def _placed(
+    chosen: Candidate, prompts: Sequence[Ids], completions: Sequence[Ids], pad_id: int, device: torch.device
+) -> Layout:
+    packed = chosen.packed
+    assert packed is not None
+    if chosen.runs is None:
+        return Layout(
+            name=chosen.name,
+            ids=torch.from_numpy(packed.ids)[None].to(device),
+            positions=torch.from_numpy(packed.positions)[None].to(device),
+            attention=Blocks(packed.end, packed.positions),
+            predicts=_predicts(prompts, completions, packed.where).to(device),
         )
-    if config._attn_implementation not in ("sdpa", "eager"):
-        raise ValueError(
-            f'layout = "shared_prefix" needs sdpa or eager attention, not {config._attn_implementation}; '
-            'use layout = "padded"'
-        )
+    shape = (chosen.rows, chosen.length)
+    ids = np.full(shape, pad_id, dtype=np.int64)
+    positions = np.zeros(shape, dtype=np.int64)
+    end = np.tile(np.arange(1, chosen.length + 1), (chosen.rows, 1))  # padding sees itself
+    place = np.empty(len(packed), dtype=np.int64)
+    used = [0] * chosen.rows
+    for run, row in zip(chosen.runs, chosen.row_of_run, strict=True):
+        column = used[row]
+        columns = slice(column, column + run.stop - run.start)
+        ids[row, columns] = packed.ids[run]
+        positions[row, columns] = packed.positions[run]
+        end[row, columns] = packed.end[run] - run.start + column
+        place[run] = row * chosen.length + np.arange(columns.start, columns.stop)
+        used[row] = columns.stop
+    tensors = [torch.from_numpy(x).to(device) for x in (ids, positions, end)]
+    kind = FlexRows if device.type == "cuda" else MaskedRows
+    return Layout(
+        name=chosen.name,
+        ids=tensors[0],
+        positions=tensors[1],
+        attention=kind(tensors[2], tensors[1]),
+        predicts=_predicts(prompts, completions, [place[rows] for rows in packed.where]).to(device),
+    )
+
+
+def _predicts(prompts: Sequence[Ids], completions: Sequence[Ids], where: Sequence[np.ndarray]) -> Tensor:
+    """[B,U] from where each sequence's tokens stand."""
+    out = np.zeros((len(prompts), max(map(len, completions))), dtype=np.int64)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        out[row, : len(completion)] = where[row][len(prompt) - 1 :][: len(completion)]
+    return torch.from_numpy(out)

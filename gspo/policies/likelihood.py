@@ -1,7 +1,8 @@
 """Log-probabilities of chosen tokens from hidden states, without a [B,T,V] tensor.
 
-The head is applied to chunks of positions; in the backward pass each chunk's logits are computed again, so the peak
-is one chunk of logits whatever the number of tokens. Softmax and everything after it run in float32 (float64 stays).
+Two ways, equal in value and gradient: a linear head has a forward and backward pass of its own (`linear_head`); any
+other head (adapters on it, a callable) and truncated sampling go chunk by chunk through autograd, which computes each
+chunk's logits again in the backward pass. Softmax and everything after it run in float32 (float64 stays).
 """
 
 from collections.abc import Callable
@@ -11,16 +12,48 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gspo.policies.linear_head import LinearHead, linear_logprobs
 from gspo.sampling import Sampling, sampling_logits
 
 Head = Callable[[Tensor], Tensor]
 
 CHUNK_ELEMENTS = 2**24
-"""Logits held at once, in elements: 64 MiB in float32."""
+"""Logits held from forward to backward, or at once where they are computed again: 64 MiB in float32."""
 
 
-def _score(head: Head, hidden: Tensor, ids: Tensor, sampling: Sampling, entropy: str) -> tuple[Tensor, Tensor]:
-    logits = sampling_logits(head(hidden), sampling, keep=ids)
+def token_logprobs(
+    head: Head,
+    hidden: Float[Tensor, "M D"],
+    ids: Int[Tensor, "N"],
+    sampling: Sampling,
+    entropy: str = "value",
+    chunk_elements: int = CHUNK_ELEMENTS,
+    vocabulary: int = 2**16,
+    position: Int[Tensor, "N"] | None = None,
+) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
+    """(log-probability of each id, entropy of its distribution in nats) under `sampling`.
+
+    entropy: "none" (zeros), "value" (no gradient), or "gradient". Id n is predicted from hidden[position[n]]; without
+    `position` from hidden[n]. A position that predicts several ids is put through a linear head once.
+    """
+    if isinstance(head, LinearHead) and not sampling.truncates:
+        # Greedy completions are scored at temperature 1.
+        return linear_logprobs(head, hidden, ids, position, sampling.temperature or 1.0, entropy, chunk_elements)
+    chunk = max(1, chunk_elements // vocabulary)
+    parts = []
+    for start in range(0, max(len(ids), 1), chunk):
+        units = slice(start, start + chunk)
+        rows = units if position is None else position[units]
+        arguments = (head, hidden, rows, ids[units], sampling, entropy)
+        is_cut = len(ids) > chunk and torch.is_grad_enabled()
+        parts.append(checkpoint(_score, *arguments, use_reentrant=False) if is_cut else _score(*arguments))
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _score(
+    head: Head, hidden: Tensor, rows: slice | Tensor, ids: Tensor, sampling: Sampling, entropy: str
+) -> tuple[Tensor, Tensor]:
+    logits = sampling_logits(head(hidden[rows]), sampling, keep=ids)
     total = logits.logsumexp(dim=-1)
     logprobs = logits.gather(1, ids[:, None])[:, 0] - total
     if entropy == "none":
@@ -29,30 +62,3 @@ def _score(head: Head, hidden: Tensor, ids: Tensor, sampling: Sampling, entropy:
         log_p = logits - total[:, None]
         value = -(log_p.exp() * log_p.masked_fill(log_p.isneginf(), 0.0)).sum(dim=-1)
     return logprobs, value
-
-
-def token_logprobs(
-    head: Head,
-    hidden: Float[Tensor, "N D"],
-    ids: Int[Tensor, "N"],
-    sampling: Sampling,
-    entropy: str = "value",
-    chunk_elements: int = CHUNK_ELEMENTS,
-    vocabulary: int = 2**16,
-) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
-    """(log-probability of each id, entropy of its distribution in nats) under `sampling`.
-
-    entropy: "none", "value" (no gradient), or "gradient".
-    """
-    chunk = max(1, chunk_elements // vocabulary)
-    if len(ids) <= chunk:
-        return _score(head, hidden, ids, sampling, entropy)
-    parts = []
-    for start in range(0, len(ids), chunk):
-        rows = slice(start, start + chunk)
-        if torch.is_grad_enabled():
-            part = checkpoint(_score, head, hidden[rows], ids[rows], sampling, entropy, use_reentrant=False)
-        else:
-            part = _score(head, hidden[rows], ids[rows], sampling, entropy)
-        parts.append(part)
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])

@@ -125,7 +125,7 @@ def build(
         stop=config.stop,
         strip_thinking=config.strip_thinking,
     )
-    network = Network(loaded.model)
+    network = Network(loaded.model, config.checkpoint_activations)
     scorer = TokenScorer(
         network=network,
         scoring=config.sampling,

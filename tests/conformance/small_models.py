@@ -4,7 +4,15 @@ import random
 from dataclasses import replace
 
 import torch
-from transformers import Gemma2Config, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from gspo.functional import _step
@@ -37,16 +45,38 @@ FAMILIES = {
         layer_types=["full_attention"] * 2,
     ),
 }
+OTHERS = {
+    "gemma2-capped-sliding": Gemma2Config(
+        **SHAPE,
+        final_logit_softcapping=5.0,
+        attn_logit_softcapping=3.0,
+        query_pre_attn_scalar=8,
+        sliding_window=4,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "mistral-sliding": MistralConfig(**SHAPE, sliding_window=4),
+    "qwen3-moe": Qwen3MoeConfig(
+        **SHAPE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, decoder_sparse_step=1
+    ),
+    "gpt2": GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=None, eos_token_id=1
+    ),
+}
+"""Slower or rarer ones, for the layouts."""
 
 
 def network(family: str = "qwen3-tied", dtype: torch.dtype = torch.float64, seed: int = 0) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        attention = "eager" if "softcap" in family else "sdpa"  # sdpa has no softcap
-        model = AutoModelForCausalLM.from_config(FAMILIES[family], attn_implementation=attention, dtype=dtype)
+        attention = "eager" if "cap" in family else "sdpa"  # sdpa has no softcap
+        model = AutoModelForCausalLM.from_config(
+            {**FAMILIES, **OTHERS}[family], attn_implementation=attention, dtype=dtype
+        )
         with torch.no_grad():  # away from the near-uniform start, so that wrong positions show
             for p in model.parameters():
                 p.mul_(3.0) if p.ndim > 1 else p
+    if "moe" in family:
+        model.set_experts_implementation("eager")  # the grouped product has no float64
     return Network(model.eval())
 
 
@@ -59,6 +89,11 @@ def ragged_step(seed: int = 0, groups: int = 4, dtype: torch.dtype = torch.float
         for _ in range(draw.randrange(1, 6)):
             rows.append((g, prompt, tuple(draw.randrange(VOCABULARY) for _ in range(draw.randrange(1, 7)))))
     draw.shuffle(rows)
+    return step_of(rows, seed, dtype)
+
+
+def step_of(rows, seed: int = 0, dtype: torch.dtype = torch.float64):
+    """A step of (group, prompt, completion) rows; some units are masked out."""
     width = max(len(c) for _, _, c in rows)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
     for i, (_, _, completion) in enumerate(rows):

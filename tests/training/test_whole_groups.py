@@ -10,6 +10,7 @@ import gspo
 from gspo.functional import as_terms
 from gspo.policies import CausalLM, TokenScorer
 from gspo.policies.master import AdamW
+from gspo.policies.micro_batches import shared_tokens
 from gspo.sampling import Sampling
 from gspo.training.update import live_rows
 
@@ -84,3 +85,18 @@ def test_rows_of_groups_without_any_advantage_are_left_out_as_groups():
     assert set(one) & set(trained) <= set(live_rows(mixed, (gspo.EGSW(),))) or len(one) == 1
     assert one[0] not in live_rows(mixed, (gspo.GRPO(),))
     assert live_rows(mixed, (gspo.DPO(),)) == trained
+
+
+@pytest.mark.parametrize("layout", ["packed", "shared_prefix", "auto"])
+def test_micro_batches_of_packed_rows_are_balanced_and_keep_prompts_together(layout):
+    step = ragged_step(7, groups=12)
+    for budget in (1, 40, 100, 10**6):
+        scorer = policy_of(network(), budget, layout, keeps=False).scorer
+        batches = scorer.micro_batches(step)
+        assert sorted(row for rows in batches for row in rows) == list(range(len(step.mask)))
+        prompts = [{step.payload.prompt[row] for row in rows} for rows in batches]
+        assert sum(map(len, prompts)) == len(set(step.payload.prompt))
+        tokens = [shared_tokens(step.payload.prompt, step.payload.completion, rows) for rows in batches]
+        assert all(total <= budget or len(held) == 1 for total, held in zip(tokens, prompts, strict=True))
+        if budget == 100:
+            assert len(batches) <= 1.5 * sum(tokens) / budget + 1 and max(tokens) < 1.6 * min(tokens)

@@ -1,0 +1,58 @@
+"""What a forward pass costs under each layout, from lengths and the shape of the network: a rule, not a timing.
+
+Costs are in units of one multiply-add of the linear layers, forward; a backward pass is taken to cost the same
+multiple of it everywhere. The constants were fitted on CPUs with float32 matrix products of 70-80 GFLOP/s a core.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+CALL = 1.5e6
+"""Multiply-adds that go by while one attention kernel is called on a block, forward and backward."""
+
+MASKED = 1.2
+"""A masked query-key pair against one of a block without a mask."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkShape:
+    """What costs depend on."""
+
+    layers: int
+    linear: int
+    """Weights a token meets in one layer: multiply-adds."""
+    pair: int
+    """Multiply-adds per query-key pair of one layer: two products over all heads."""
+    is_capped: bool
+    """Whether scores are bounded by a tanh, which no fused kernel does."""
+    window: int | None
+    """Positions that the layers of sliding attention see, where there are any."""
+
+    def needs_mask(self, longest: int) -> bool:
+        """Whether some layer cannot be attended to by plain rectangles when sequences have `longest` tokens."""
+        return self.is_capped or (self.window is not None and self.window < longest)
+
+
+def network_shape(config: Any, body_parameters: int) -> NetworkShape:
+    """From a model's text configuration and the number of weights in its layers."""
+    heads = getattr(config, "num_attention_heads", 1)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    return NetworkShape(
+        layers=config.num_hidden_layers,
+        linear=body_parameters // config.num_hidden_layers,
+        pair=2 * heads * width,
+        is_capped=bool(getattr(config, "attn_logit_softcapping", None)),
+        window=getattr(config, "sliding_window", None) if slides else None,
+    )
+
+
+def rows_cost(shape: NetworkShape, rows: int, length: int, *, is_masked: bool) -> float:
+    """`rows` x `length` tokens through ordinary attention."""
+    pairs = rows * length**2 * (MASKED if is_masked else 1.0)
+    return shape.layers * (rows * length * shape.linear + pairs * shape.pair + CALL)
+
+
+def blocks_cost(shape: NetworkShape, tokens: int, pairs: int, blocks: int) -> float:
+    """One row of `tokens`, attended to block by block."""
+    return shape.layers * (tokens * shape.linear + pairs * shape.pair + blocks * CALL)
