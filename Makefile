@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # One thread for tests and tiny models: with another busy process two OpenMP threads can be 10-30 times slower.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: train test check-slow lint bench-step record-smollm2 record-two-words reproduce-gspo record-objectives docs-check clean
+.PHONY: train test check-slow lint bench-step bench-prefix record-smollm2 record-two-words reproduce-gspo record-objectives docs-check clean
 
 train: .make/run
 	$(BIN)/gspo train $(ARGS)
@@ -37,6 +37,10 @@ record-objectives: .make/run
 # TRL lives in an environment of its own: nothing of gspo needs it.
 bench-step: .make/trl
 	$(TEST_ENV) .venv-trl/bin/python benchmarks/step.py --steps 11 $(ARGS)
+
+bench-prefix: .make/run
+	$(PIP) --no-deps prefix-grouper
+	$(TEST_ENV) $(BIN)/python benchmarks/prefix.py $(ARGS)
 
 .make/run: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
