@@ -10,9 +10,10 @@ from rich.table import Table
 from gspo.cli.idle import idle_settings
 from gspo.collectors.refill import has_spread
 from gspo.config import RunConfig
+from gspo.threads import choose_threads
 from gspo.training.batch import MiniBatch, assemble, flatten
 from gspo.training.loop import estimate
-from gspo.training.parts import Parts, build, choose_threads, frozen_reference
+from gspo.training.parts import Parts, build, frozen_reference
 from gspo.training.update import Mismatch, is_sampler_sound, measure_mismatch, prepare
 
 PROMPTS = 4
@@ -22,10 +23,10 @@ def check_run(config: RunConfig, terminal: Console, prompts: int = PROMPTS) -> N
     """Load the model, data and rewards; sample a few groups; time a step; name settings without effect."""
     parts = build(config, report=lambda text: terminal.print(text, soft_wrap=True))
     try:
-        threads = choose_threads(config, sum(p.numel() for p in parts.loaded.model.parameters()))
-        torch.set_num_threads(threads)
+        threads = choose_threads(config.threads, sum(p.numel() for p in parts.loaded.model.parameters()))
+        torch.set_num_threads(threads.number)
         terminal.print(f"data: {parts.dataset.reading}", soft_wrap=True)
-        terminal.print(f"model: {parts.loaded.source} on {parts.policy.network.device}, {threads} thread(s)")
+        terminal.print(f"model: {parts.loaded.source} on {parts.policy.network.device}, {threads}")
         terminal.print(_measure(parts, min(prompts, config.prompts_per_step)))
     finally:
         parts.rewards.close()

@@ -1,7 +1,6 @@
 """Builds the parts of a run from its settings: the one place where names become objects."""
 
 import copy
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,9 +22,6 @@ from gspo.requirements import unmet
 from gspo.rewards import Rewards
 from gspo.samplers.in_process import InProcess
 from gspo.sampling import Sampling
-
-SMALL = 20e6
-"""Parameters under which one CPU thread is faster, or at least never ruinously slower, than several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +82,6 @@ class Parts:
         )
         samples = 1 if temperature == 0 else settings.samples
         return replace(self.source, sampling=sampling, group_size=samples, failure_limit=1.0)
-
-
-def choose_threads(config: RunConfig, parameters: int) -> int:
-    """Threads of a run: the setting, or one for small models and every core for larger ones."""
-    if config.threads:
-        return config.threads
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return 1 if parameters < SMALL else cores
 
 
 def build(

@@ -21,10 +21,11 @@ from gspo.report import build_report
 from gspo.sampling import Sampling
 from gspo.settings import apply_overrides, read_recipe, to_table, validate, write_toml
 from gspo.sinks import Console, JsonlSink, Record, Sink, TensorBoardSink, TrackioSink, WandbSink, truncate_after
+from gspo.threads import Threads, choose_threads
 from gspo.training.evaluate import evaluate
 from gspo.training.folder import RunFolder, write_json
 from gspo.training.loop import evaluate_policy, evaluation_metrics, evaluation_record, train_steps
-from gspo.training.parts import Given, Parts, build, choose_threads, export_model, frozen_reference, saved_reference
+from gspo.training.parts import Given, Parts, build, export_model, frozen_reference, saved_reference
 from gspo.training.state import TrainState, load_newest, save
 from gspo.training.supervised import train_supervised
 from gspo.training.update import initial_states
@@ -64,7 +65,7 @@ def start(config: RunConfig, given: Given = Given(), console: Console | None = N
         reference = frozen_reference(parts) if parts.needs_reference else None
         before = evaluate_policy(parts)
         state = TrainState(
-            threads=threads,
+            threads=threads.number,
             advantage=parts.advantage.init(),
             objective=initial_states(parts.terms),
             before={**evaluation_record(before), "cold_start_steps": supervised},
@@ -121,12 +122,12 @@ def _surroundings(stack: ExitStack, console: Console) -> Callable[[], bool]:
     return stack.enter_context(stop_on_signals(console.message))
 
 
-def _build(config: RunConfig, given: Given, console: Console, stack: ExitStack) -> tuple[Parts, int]:
+def _build(config: RunConfig, given: Given, console: Console, stack: ExitStack) -> tuple[Parts, Threads]:
     """Parts, on the run's number of threads."""
     parts = build(config, given, console.message)
     stack.callback(parts.rewards.close)
-    threads = choose_threads(config, sum(p.numel() for p in parts.loaded.model.parameters()))
-    torch.set_num_threads(threads)
+    threads = choose_threads(config.threads, sum(p.numel() for p in parts.loaded.model.parameters()))
+    torch.set_num_threads(threads.number)
     return parts, threads
 
 
@@ -250,12 +251,12 @@ def _sinks(config: RunConfig, folder: RunFolder, console: Console, stack: ExitSt
     return sinks
 
 
-def _say_what(parts: Parts, threads: int, folder: RunFolder, console: Console) -> None:
+def _say_what(parts: Parts, threads: Threads, folder: RunFolder, console: Console) -> None:
     size = sum(p.numel() for p in parts.loaded.model.parameters())
     network = parts.policy.network
     console.message(
         f"{parts.loaded.source}, {size / 1e6:.1f} M parameters, {_dtype(network.dtype)} on {network.device}, "
-        f"{threads} thread{'s' if threads > 1 else ''}; {parts.dataset.reading}"
+        f"{threads}; {parts.dataset.reading}"
     )
     console.message(f"run folder: {folder.path}")
 
