@@ -159,6 +159,8 @@ class RunConfig:
     """Denominator of the ratio: the sampler's own log-probs, a second pass of the policy, or auto by measured noise."""
     reward_failure_limit: float = 0.1
     """Share of reward calls that may fail in one step before the run stops."""
+    overlap_rewards: bool = True
+    """Score groups as they end while others are being sampled, unless all rewards answer at once (same values)."""
     system_prompt: str = ""
     """System message put before chat prompts."""
     chat: Literal["auto", "always", "never"] = "auto"

@@ -1,14 +1,16 @@
 """Prompts from the data, completions from a sampler, scores from rewards: groups, a wave at a time."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+from gspo.collectors.meanwhile import Meanwhile
 from gspo.data import Row, rows_at
 from gspo.renderers import Renderer
-from gspo.rewards import Rewards, check_failures
-from gspo.samplers.base import Sampler, SampleRequest
+from gspo.rewards import Rewards, Scored, check_failures, joined
+from gspo.samplers.base import Sampler, SampleRequest, SamplesEach
 from gspo.sampling import Sampling
 from gspo.types import Completion, Group, Rollout
 
@@ -34,6 +36,8 @@ class GroupSource:
     group_size: int
     seed: int
     failure_limit: float = 1.0
+    overlap_rewards: bool = False
+    """Score groups that have ended while others are being sampled, where the rewards take time."""
 
     def next_rows(self, cursor: int, count: int) -> list[tuple[int, Row]]:
         """(prompt number, row) of the next prompts; the numbers count prompts since the start of the run."""
@@ -41,7 +45,7 @@ class GroupSource:
         return [(cursor + i, self.rows[index]) for i, index in enumerate(indices)]
 
     def wave(self, rows: Sequence[tuple[int, Row]], step: int) -> Wave:
-        """Groups for (prompt id, row) pairs, sampled together and scored together."""
+        """Groups for (prompt id, row) pairs, sampled together; scored together too, or as they end."""
         started = time.perf_counter()
         prompts = [self.renderer.prompt_ids(row["prompt"]) for _, row in rows]
         requests = [
@@ -55,54 +59,70 @@ class GroupSource:
             )
             for ids, (prompt_id, _) in zip(prompts, rows, strict=True)
         ]
-        completions = self.sampler.sample(requests)
-        sampled = time.perf_counter()
-        groups, errors = self._score(rows, prompts, completions)
+        drawn: dict[int, list[Completion]] = {}
+        batches: list[Scored] = []
+        sampled = started
+
+        def arriving(each: Iterable[tuple[int, list[Completion]]]) -> Iterator[int]:
+            nonlocal sampled
+            for number, completions in each:
+                drawn[number] = completions
+                yield number
+            sampled = time.perf_counter()
+
+        def score(numbers: list[int]) -> list[Group]:
+            groups, scored = self._score([(n, *rows[n], prompts[n], drawn[n]) for n in numbers])
+            batches.append(scored)
+            return groups
+
+        if self.overlap_rewards and self.rewards.take_time and isinstance(self.sampler, SamplesEach):
+            done = Meanwhile(score).over(arriving(self.sampler.sample_each(requests)))
+            groups = tuple(done[number] for number in range(len(rows)))
+        else:
+            groups = tuple(score(list(arriving(enumerate(self.sampler.sample(requests))))))
+        together = joined(batches)
+        check_failures(together, self.failure_limit)
         return Wave(
             groups=groups,
             seconds={"sample": sampled - started, "reward": time.perf_counter() - sampled},
-            errors=errors,
+            errors=tuple(together.errors),
         )
 
     def _score(
-        self,
-        rows: Sequence[tuple[int, Row]],
-        prompts: Sequence[tuple[int, ...]],
-        completions: Sequence[Sequence[Completion]],
-    ) -> tuple[tuple[Group, ...], tuple[str, ...]]:
-        flat = [(row, completion) for (_, row), group in zip(rows, completions, strict=True) for completion in group]
-        texts = [self.renderer.text(completion.ids) for _, completion in flat]
+        self, ended: Sequence[tuple[int, int, Row, tuple[int, ...], list[Completion]]]
+    ) -> tuple[list[Group], Scored]:
+        """Groups of (number in the wave, prompt id, row, prompt ids, completions)."""
+        flat = [(number, index, row, c) for number, _, row, _, group in ended for index, c in enumerate(group)]
+        texts = [self.renderer.text(completion.ids) for *_, completion in flat]
         scored = self.rewards.score(
-            [row["prompt"] for row, _ in flat],
+            [row["prompt"] for _, _, row, _ in flat],
             [self.renderer.answer(text) for text in texts],
-            [list(completion.ids) for _, completion in flat],
-            columns_of([row for row, _ in flat]),
+            [list(completion.ids) for *_, completion in flat],
+            columns_of([row for _, _, row, _ in flat]),
         )
-        check_failures(scored, self.failure_limit)
-        rollouts = [
+        rollouts = iter(
             Rollout(
-                group_id=i // self.group_size,
-                index=i % self.group_size,
+                group_id=number,
+                index=index,
                 completion=completion,
                 text=text,
                 rewards=tuple(scored.values[i].tolist()),
                 statuses=tuple(scored.statuses[i]),
                 reward=float(scored.total[i]),
             )
-            for i, ((_, completion), text) in enumerate(zip(flat, texts, strict=True))
-        ]
-        size = self.group_size
-        groups = tuple(
+            for i, ((number, index, _, completion), text) in enumerate(zip(flat, texts, strict=True))
+        )
+        groups = [
             Group(
                 prompt_id=prompt_id,
                 prompt_ids=ids,
                 prompt_text=self.renderer.prompt_text(ids),
-                rollouts=tuple(rollouts[g * size : (g + 1) * size]),
+                rollouts=tuple(islice(rollouts, len(completions))),
                 columns={key: value for key, value in row.items() if key != "prompt"},
             )
-            for g, ((prompt_id, row), ids) in enumerate(zip(rows, prompts, strict=True))
-        )
-        return groups, tuple(scored.errors)
+            for _, prompt_id, row, ids, completions in ended
+        ]
+        return groups, scored
 
 
 def columns_of(rows: Sequence[Row]) -> dict[str, list[Any]]:

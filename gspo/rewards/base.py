@@ -1,6 +1,6 @@
 """What a reward is, how it is configured, and what scoring gives back."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -75,6 +75,17 @@ class Scored:
     """[B] weighted sum; NaN where a part failed or no part applied."""
     errors: list[str]
     """Distinct messages of failed scores, the first of each, with the reward's label and the prompt's head."""
+
+
+def joined(parts: Sequence[Scored]) -> Scored:
+    """One wave's scores from those of its parts."""
+    return Scored(
+        names=parts[0].names,
+        values=np.concatenate([part.values for part in parts]),
+        statuses=[row for part in parts for row in part.statuses],
+        total=np.concatenate([part.total for part in parts]),
+        errors=list(dict.fromkeys(error for part in parts for error in part.errors)),
+    )
 
 
 def weighted_total(values: np.ndarray, statuses: list[list[RewardStatus]], weights: np.ndarray) -> np.ndarray:

@@ -84,6 +84,11 @@ class Rewards:
             self.close()
             raise ValueError(f"two rewards are called {repeated[0]!r}: give one of them another label")
 
+    @property
+    def take_time(self) -> bool:
+        """Whether any of them is more than a built-in that answers at once."""
+        return not all(part.is_trusted for part in self._parts)
+
     def score(
         self,
         prompts: Sequence,

@@ -1,8 +1,8 @@
 """The sampler seam: prompts in, completions with log-probabilities and a policy version out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from gspo.sampling import Sampling
 from gspo.types import Completion
@@ -31,3 +31,10 @@ class Sampler(Protocol):
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[list[Completion]]: ...
     def sync_weights(self, policy: Any, version: int) -> None: ...
+
+
+@runtime_checkable
+class SamplesEach(Protocol):
+    """A sampler that hands over each group when its last completion has ended: (index in `requests`, completions)."""
+
+    def sample_each(self, requests: Sequence[SampleRequest]) -> Iterator[tuple[int, list[Completion]]]: ...

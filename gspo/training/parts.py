@@ -139,6 +139,7 @@ def build(
         group_size=config.group_size,
         seed=config.seed,
         failure_limit=config.reward_failure_limit,
+        overlap_rewards=config.overlap_rewards,
     )
     collector: Collector = (
         Refill(source=source, prompts_per_step=config.prompts_per_step, max_rounds=config.collector.max_rounds)
