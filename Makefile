@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # One thread for tests and tiny models: with another busy process two OpenMP threads can be 10-30 times slower.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: train test check-slow lint bench-step bench-prefix record-smollm2 record-two-words reproduce-gspo record-objectives docs-check clean
+.PHONY: train test check-slow lint bench-step bench-memory bench-sampler bench-prefix record-smollm2 record-two-words reproduce-gspo record-objectives docs-check clean
 
 train: .make/run
 	$(BIN)/gspo train $(ARGS)
@@ -38,9 +38,20 @@ record-objectives: .make/run
 bench-step: .make/trl
 	$(TEST_ENV) .venv-trl/bin/python benchmarks/step.py --steps 11 $(ARGS)
 
+# Every measurement is a process of its own, kept in benchmarks/out/memory.json: it goes on where it stopped.
+bench-memory: .make/trl
+	$(TEST_ENV) .venv-trl/bin/python benchmarks/memory.py $(ARGS)
+
+bench-step-smollm2: .make/trl .make/smollm2
+	HF_HUB_OFFLINE=1 .venv-trl/bin/python benchmarks/step.py --case smollm2-64 --threads 2 --steps 5 $(ARGS)
+	HF_HUB_OFFLINE=1 .venv-trl/bin/python benchmarks/step.py --case smollm2-512 --threads 2 --steps 5 $(ARGS)
+
 bench-prefix: .make/run
 	$(PIP) --no-deps prefix-grouper
 	$(TEST_ENV) $(BIN)/python benchmarks/prefix.py $(ARGS)
+
+bench-sampler: .make/smollm2
+	$(TEST_ENV) $(BIN)/python benchmarks/sampler.py $(ARGS)
 
 .make/run: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)

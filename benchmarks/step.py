@@ -1,17 +1,19 @@
 """Seconds per GSPO step: TRL's GRPOTrainer against gspo's own training loop, side by side in one process.
 
-    OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python benchmarks/step.py [--steps 7] [--threads 1] [--start untrained|cold]
+    OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python benchmarks/step.py [--case tiny] [--steps 7] [--threads 1]
 
-One step is 32 prompts x 8 completions of at most 8 tokens, cut into 4 mini-batches with one AdamW update each; the
-embedded tiny Qwen3 (0.8 M parameters) in float32, clip 3e-4/4e-4, no KL, temperature 1. Both sides start from the
-same saved weights and read the same prompts in the same order with the same reward function. They take turns: TRL
-trains, and in its callback after every fourth update gspo takes its step, so that a busy machine slows both alike.
+Cases: `tiny`, 32 prompts x 8 completions of at most 8 tokens by the embedded Qwen3 (0.8 M parameters), float32;
+`smollm2-64` and `smollm2-512`, 8 prompts of so many tokens x 8 completions of at most 64 by SmolLM2-135M-Instruct,
+bf16 (TRL's AdamW then works in bf16, gspo's on float32 masters). A step is cut into 4 mini-batches with one AdamW
+update each; clip 3e-4/4e-4, no KL, temperature 1. Both sides start from the same saved weights and read the same
+prompts in the same order with the same reward function. They take turns: TRL trains, and in its callback after every
+fourth update gspo takes its step, so that a busy machine slows both alike.
 
 The timed regions, whole steps on both sides:
 - TRL: `GRPOTrainer.train()` from the end of one fourth update to the end of the next: fetching prompts, generating,
   reward, advantages, old log-probs, 4 forward-backward passes and updates, its metrics. Logging, saving, evaluation,
   trackers and gradient checkpointing (on by default, and slower here) are off.
-- gspo, with the settings of its default recipe (shared prefixes): `train_steps`, what `gspo train` runs, from its
+- gspo, with its default settings: `train_steps`, what `gspo train` runs, from its
   call to its record: sampling, reward, advantages, old log-probs, 4 updates, metrics, and as its users get by default
   the rollout and ledger files and metrics.jsonl. Also reported without those two files. Evaluation and checkpoints
   are off; the live display and TensorBoard are not there.
@@ -28,6 +30,7 @@ import gc
 import json
 import os
 import platform
+import random
 import statistics
 import tempfile
 import time
@@ -44,6 +47,7 @@ from rich.table import Table
 
 import gspo.sinks
 from gspo.config import RunConfig
+from gspo.models import SMOLLM2, TINY
 from gspo.settings import load_config
 from gspo.sinks import JsonlSink, Record
 from gspo.training.folder import RunFolder
@@ -52,8 +56,26 @@ from gspo.training.parts import Given, Parts, build, export_model
 from gspo.training.run import cold_start
 from gspo.training.state import TrainState
 
-TARGET = Path(__file__).parent / "out" / "step.json"
-PROMPTS, GROUP, UPDATES, TOKENS, LR = 32, 8, 4, 8, 1e-6  # so small that lengths do not drift apart
+OUT = Path(__file__).parent / "out"
+UPDATES, LR = 4, 1e-6  # so small that lengths do not drift apart
+
+
+@dataclass(frozen=True)
+class Case:
+    prompts: int
+    group: int
+    tokens: int
+    dtype: str
+    model: str
+    prompt_tokens: int = 0
+    """Length of every prompt; 0 takes the task's own."""
+
+
+CASES = {
+    "tiny": Case(32, 8, 8, "float32", TINY),
+    "smollm2-64": Case(8, 8, 64, "bfloat16", SMOLLM2, 64),
+    "smollm2-512": Case(8, 8, 64, "bfloat16", SMOLLM2, 512),
+}
 
 
 def spread(completions: list[str], prompts: list[str], **columns: list) -> list[float]:
@@ -92,16 +114,18 @@ class Side:
 
 
 def settings(arguments: argparse.Namespace, **changes: Any) -> RunConfig:
+    case = CASES[arguments.case]
     words = {
         "steps": 1,
-        "prompts_per_step": PROMPTS,
-        "group_size": GROUP,
+        "model": case.model,
+        "prompts_per_step": case.prompts,
+        "group_size": case.group,
         "updates_per_step": UPDATES,
-        "dtype": "float32",
+        "dtype": case.dtype,
         "device": "cpu",
         "threads": arguments.threads,
         "sampling.temperature": 1.0,
-        "sampling.max_completion_tokens": TOKENS,
+        "sampling.max_completion_tokens": case.tokens,
         "optimizer.lr": LR,
         "evaluation.every": 0,
         "evaluation.prompts": 0,
@@ -110,6 +134,33 @@ def settings(arguments: argparse.Namespace, **changes: Any) -> RunConfig:
         **changes,
     }
     return load_config(None, [word for key, value in words.items() for word in (f"--{key}", json.dumps(value))])
+
+
+def write_prompts(tokenizer: Any, tokens: int, count: int, path: Path) -> None:
+    """Prompts of random common words, each of just so many tokens when it is read again."""
+    draw = random.Random(0)
+    words = [
+        "river",
+        "house",
+        "light",
+        "green",
+        "old",
+        "time",
+        "stone",
+        "water",
+        "name",
+        "line",
+        "hand",
+        "year",
+        "thing",
+    ]
+    rows: list[dict[str, str]] = []
+    while len(rows) < count:
+        text = " ".join(draw.choice(words) for _ in range(tokens))
+        text = tokenizer.decode(tokenizer(text)["input_ids"][:tokens])
+        if len(tokenizer(text)["input_ids"]) == tokens:
+            rows.append({"prompt": text, "answer": ""})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def save_weights(arguments: argparse.Namespace, folder: Path) -> None:
@@ -136,7 +187,9 @@ class Ours:
     """gspo's side: one `train_steps` call per turn, going on from the state of the last."""
 
     def __init__(self, arguments: argparse.Namespace, weights: Path, folder: Path, old_logprobs: str) -> None:
-        config = settings(arguments, model=str(weights), old_logprobs=old_logprobs)
+        data = weights.parent / "prompts.jsonl"
+        own = {"data.path": str(data), "data.held_out_prompts": 1} if data.exists() else {}
+        config = settings(arguments, model=str(weights), old_logprobs=old_logprobs, **own)
         self.parts: Parts = build(config, Given(rewards=(REWARDS[arguments.reward],)), report=lambda line: None)
         self.state, self.side, self.folder, self.last = TrainState(), Side(), RunFolder(folder), Last()
         self.sinks = [JsonlSink(self.folder.metrics), self.last]
@@ -150,7 +203,9 @@ class Ours:
         metrics = self.last.metrics
         self.side.seconds.append(self.last.at - started)
         self.side.cpu_seconds.append(self.last.cpu_at - cpu_started)
-        self.side.completion_tokens.append(round(metrics["completions/mean_length"] * PROMPTS * GROUP))
+        config = self.parts.config
+        completions = config.prompts_per_step * config.group_size
+        self.side.completion_tokens.append(round(metrics["completions/mean_length"] * completions))
         phases = {n.removeprefix("time/"): v for n, v in metrics.items() if n.startswith("time/")}
         self.side.phases.append({**phases, "rows_share": metrics["updates/rows_share"]})
 
@@ -161,9 +216,9 @@ def train_theirs(arguments: argparse.Namespace, weights: Path, ours: list[Ours])
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    side, total = Side(), arguments.steps + 1
+    side, total, case = Side(), arguments.steps + 1, CASES[arguments.case]
     parts = ours[0].parts
-    rows = [row for _, row in parts.source.next_rows(0, PROMPTS * total)]
+    rows = [row for _, row in parts.source.next_rows(0, case.prompts * total)]
     lengths: list[int] = []
 
     def reward(completion_ids: list[list[int]], **columns: list) -> list[float]:
@@ -203,12 +258,12 @@ def train_theirs(arguments: argparse.Namespace, weights: Path, ours: list[Ours])
         epsilon_high=4e-4,
         beta=0.0,
         temperature=1.0,
-        num_generations=GROUP,
-        per_device_train_batch_size=PROMPTS * GROUP // UPDATES,
+        num_generations=case.group,
+        per_device_train_batch_size=case.prompts * case.group // UPDATES,
         gradient_accumulation_steps=1,
         steps_per_generation=UPDATES,
         max_steps=total * UPDATES,
-        max_completion_length=TOKENS,
+        max_completion_length=case.tokens,
         shuffle_dataset=False,
         learning_rate=LR,
         lr_scheduler_type="constant",
@@ -219,7 +274,7 @@ def train_theirs(arguments: argparse.Namespace, weights: Path, ours: list[Ours])
         disable_tqdm=True,
     )
     trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(weights, dtype=getattr(torch, case.dtype)),
         processing_class=AutoTokenizer.from_pretrained(weights),
         reward_funcs=reward,
         args=config,
@@ -275,13 +330,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--start", choices=("untrained", "cold"), default="untrained")
     parser.add_argument("--reward", choices=tuple(REWARDS), default="spread")
-    parser.add_argument("--out", type=Path, default=TARGET)
+    parser.add_argument("--case", choices=tuple(CASES), default="tiny")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    case = CASES[arguments.case]
+    target = arguments.out or OUT / ("step.json" if arguments.case == "tiny" else f"step-{arguments.case}.json")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_weights(arguments, folder / "weights")
+        if case.prompt_tokens:
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(folder / "weights")
+            count = case.prompts * (arguments.steps + 1) + 1
+            write_prompts(tokenizer, case.prompt_tokens, count, folder / "prompts.jsonl")
         ours = [Ours(arguments, folder / "weights", folder / name, name) for name in ("auto", "policy")]
         trl = train_theirs(arguments, folder / "weights", ours)
     auto, policy = (one.side for one in ours)
@@ -297,15 +361,15 @@ def main() -> None:
             **{name: metadata.version(name) for name in ("gspo", "trl", "torch", "transformers", "accelerate")},
         },
         "settings": {
-            "prompts": PROMPTS, "completions": GROUP, "updates": UPDATES, "max_completion_tokens": TOKENS, "lr": LR,
+            "case": arguments.case, "updates": UPDATES, "lr": LR, **vars(case),
             "steps": arguments.steps, "start": arguments.start, "reward": arguments.reward,
             "layout": ours[0].parts.config.layout, "machine": platform.machine(),
         },
     }  # fmt: skip
     report(result)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"wrote {arguments.out}: ratio {result['ratio']:.2f}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"wrote {target.name}: ratio {result['ratio']:.2f}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ multiple of it everywhere. The constants were fitted on CPUs with float32 matrix
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 CALL = 1.5e6
 """Multiply-adds that go by while one attention kernel is called on a block, forward and backward."""
 
@@ -33,18 +35,36 @@ class NetworkShape:
         return self.is_capped or (self.window is not None and self.window < longest)
 
 
-def network_shape(config: Any, body_parameters: int) -> NetworkShape:
-    """From a model's text configuration and the number of weights in its layers."""
+def network_shape(config: Any, body: nn.Module) -> NetworkShape:
+    """From a model's text configuration and its layers, which may be without storage."""
     heads = getattr(config, "num_attention_heads", 1)
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    embedded = {id(p) for m in body.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    used = getattr(config, "num_experts_per_tok", None) or 1
+    experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or used
+    weights = [p for p in body.parameters() if p.ndim > 1 and id(p) not in embedded]
+    # A mixture's experts are stacked in three dimensions; a token meets a few of them.
+    met = sum(p.numel() * used // experts if p.ndim == 3 else p.numel() for p in weights)
     return NetworkShape(
         layers=config.num_hidden_layers,
-        linear=body_parameters // config.num_hidden_layers,
+        linear=met // config.num_hidden_layers,
         pair=2 * heads * width,
         is_capped=bool(getattr(config, "attn_logit_softcapping", None)),
         window=getattr(config, "sliding_window", None) if slides else None,
     )
+
+
+def known_refusal(config: Any) -> str:
+    """Why sequences may not share a forward row, as far as a configuration tells; empty where it names no reason."""
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"it has {', '.join(sorted(kinds))} layers, whose tokens meet outside attention"
+    if getattr(config, "expert_capacity", None):
+        return "its experts have a capacity, which counts tokens"
+    if getattr(config, "output_router_logits", False):
+        return "its load-balancing loss counts tokens"
+    return ""
 
 
 def rows_cost(shape: NetworkShape, rows: int, length: int, *, is_masked: bool) -> float:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gspo.policies.attention import Attention, attention_of_our_own
-from gspo.policies.costs import NetworkShape, network_shape
+from gspo.policies.costs import NetworkShape, known_refusal, network_shape
 from gspo.policies.linear_head import LinearHead, shape_logits
 from gspo.policies.prefixes import pack
 from gspo.policies.tree_attention import MaskedRows
@@ -87,13 +87,7 @@ class Network:
     @cached_property
     def shape(self) -> NetworkShape:
         """For the cost of a layout."""
-        embedded = {id(p) for m in self.body.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        used = getattr(self.config, "num_experts_per_tok", None) or 1
-        experts = getattr(self.config, "num_experts", None) or getattr(self.config, "num_local_experts", None) or used
-        weights = [p for p in self.body.parameters() if p.ndim > 1 and id(p) not in embedded]
-        # A mixture's experts are stacked in three dimensions; a token meets a few of them.
-        layers = sum(p.numel() * used // experts if p.ndim == 3 else p.numel() for p in weights)
-        return network_shape(self.config, layers)
+        return network_shape(self.config, self.body)
 
     @cached_property
     def refusal(self) -> str:
@@ -102,16 +96,9 @@ class Network:
         Known reasons are named; then the model is asked: two sequences with a prefix in common, packed, must give
         what they give apart.
         """
-        kinds = set(getattr(self.config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
-        if kinds:
-            return f"it has {', '.join(sorted(kinds))} layers, whose tokens meet outside attention"
         if self.model.training and _drops_out(self.model, self.config):
             return "dropout is on, and a shared token would drop out once for all its completions"
-        if getattr(self.config, "expert_capacity", None):
-            return "its experts have a capacity, which counts tokens"
-        if getattr(self.config, "output_router_logits", False):
-            return "its load-balancing loss counts tokens"
-        return self._probe()
+        return known_refusal(self.config) or self._probe()
 
     @torch.no_grad()
     def _probe(self) -> str:
