@@ -63,18 +63,41 @@ def sampling_logits(
     return logits.masked_fill(removed, -torch.inf)
 
 
+BLOCK = 256
+"""Tokens in a block of `draw`: sums over blocks find the block of the drawn token, and it alone is summed up."""
+
+
 def draw(logits: Tensor, sampling: Sampling, uniform: np.ndarray) -> tuple[Tensor, Tensor]:
     """(token [R], its log-probability [R]) by inversion of the cumulative distribution at `uniform` [R].
 
     temperature 0 takes the most likely token and reports its log-probability at temperature 1.
     """
-    logits = sampling_logits(logits, sampling)
-    log_p = logits - logits.logsumexp(dim=-1, keepdim=True)
-    if sampling.temperature == 0:
-        token = logits.argmax(dim=-1)
-    else:
-        cumulative = log_p.exp().cumsum(dim=-1)
-        point = torch.from_numpy(uniform).to(cumulative.dtype).to(logits.device)[:, None] * cumulative[:, -1:]
-        last = (cumulative < cumulative[:, -1:]).sum(dim=-1)  # the last token with any probability
-        token = torch.minimum(torch.searchsorted(cumulative, point, right=True)[:, 0], last)
-    return token, log_p.gather(1, token[:, None])[:, 0]
+    p = sampling_logits(logits, sampling).softmax(dim=-1)
+    token = p.argmax(dim=-1) if sampling.temperature == 0 else _inverted(p, uniform)
+    return token, p.gather(1, token[:, None])[:, 0].log()
+
+
+def _inverted(p: Tensor, uniform: np.ndarray) -> Tensor:
+    """[R,V] probabilities -> [R]: the first token at which their running sum passes `uniform` of the whole."""
+    vocabulary = p.shape[1]
+    point = torch.from_numpy(uniform).to(p.dtype).to(p.device)[:, None]
+    if vocabulary <= 2 * BLOCK:
+        running = p.cumsum(dim=-1)
+        return _first_above(running, point * running[:, -1:])[:, 0]
+    in_blocks = vocabulary // BLOCK * BLOCK
+    sums = p[:, :in_blocks].unflatten(1, (-1, BLOCK)).sum(dim=-1)
+    if in_blocks < vocabulary:
+        sums = torch.cat([sums, p[:, in_blocks:].sum(dim=-1, keepdim=True)], dim=-1)
+    running = sums.cumsum(dim=-1)
+    point = point * running[:, -1:]
+    block = _first_above(running, point)
+    column = block * BLOCK + torch.arange(BLOCK, device=p.device)
+    inside = p.gather(1, column.clamp(max=vocabulary - 1)).masked_fill(column >= vocabulary, 0.0)
+    before = running.gather(1, block) - sums.gather(1, block)
+    return (block * BLOCK + _first_above(inside.cumsum(dim=-1), point - before))[:, 0]
+
+
+def _first_above(running: Tensor, point: Tensor) -> Tensor:
+    """[R,1]: the first place where the running sum [R,N] is above `point` [R,1], never one that adds nothing."""
+    last = (running < running[:, -1:]).sum(dim=-1, keepdim=True)  # the last place that adds anything
+    return torch.minimum(torch.searchsorted(running, point, right=True), last)

@@ -69,8 +69,13 @@ def known_refusal(config: Any) -> str:
 
 def rows_cost(shape: NetworkShape, rows: int, length: int, *, is_masked: bool) -> float:
     """`rows` x `length` tokens through ordinary attention."""
-    pairs = rows * length**2 * (MASKED if is_masked else 1.0)
-    return shape.layers * (rows * length * shape.linear + pairs * shape.pair + CALL)
+    pairs = masked_pairs_cost(shape, rows, length) / (1 if is_masked else MASKED)
+    return shape.layers * (rows * length * shape.linear + pairs + CALL)
+
+
+def masked_pairs_cost(shape: NetworkShape, rows: int, length: int) -> float:
+    """Attention of one layer over rows under a mask."""
+    return rows * length**2 * MASKED * shape.pair
 
 
 def blocks_cost(shape: NetworkShape, tokens: int, pairs: int, blocks: int) -> float:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gspo.policies.attention import Attention
-from gspo.policies.costs import NetworkShape, blocks_cost, rows_cost
+from gspo.policies.costs import CALL, NetworkShape, blocks_cost, masked_pairs_cost, rows_cost
 from gspo.policies.prefixes import Ids, Packed, pack
 from gspo.policies.tree_attention import Blocks, FlexRows, MaskedRows, blocks_of
 
@@ -79,26 +79,68 @@ def lay_out(
 def cheapest(
     name: LayoutName, prompts: Sequence[Ids], completions: Sequence[Ids], shape: NetworkShape, device: str
 ) -> Candidate:
-    """The candidate of least cost among those that `name` allows."""
-    return min(candidates(name, prompts, completions, shape, device), key=lambda candidate: candidate.cost)
+    """The candidate of least cost among those that `name` allows; those that cannot win are not made."""
+    if name != "auto":
+        return min(candidates(name, prompts, completions, shape, device), key=_cost)
+    found = [
+        _padded_candidate(prompts, completions, shape),
+        *_packed("shared_prefix", prompts, completions, shape, device),
+    ]
+    apart = sum(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
+    if len(found[1].packed or ()) > LITTLE_SHARED * apart:
+        found += _packed("packed", prompts, completions, shape, device)
+    return min(found, key=_cost)
+
+
+LITTLE_SHARED = 0.9
+"""Share of the tokens left after sharing above which it may be cheaper not to share."""
 
 
 def candidates(
     name: LayoutName, prompts: Sequence[Ids], completions: Sequence[Ids], shape: NetworkShape, device: str
 ) -> list[Candidate]:
-    tails = [completion[:-1] for completion in completions]
-    length = max(len(p) + len(t) for p, t in zip(prompts, tails, strict=True))
-    found = []
-    if name in ("auto", "padded"):
-        cost = rows_cost(shape, len(prompts), length, is_masked=False)
-        found.append(Candidate(name="padded", cost=cost, rows=len(prompts), length=length))
-    for kind, is_shared in (("packed", False), ("shared_prefix", True)):
+    """All that `name` allows, padded rows first."""
+    found = [_padded_candidate(prompts, completions, shape)] if name in ("auto", "padded") else []
+    for kind in ("packed", "shared_prefix"):
         if name in ("auto", kind):
-            found.append(_rows(kind, pack(prompts, tails, 1 if is_shared else None), shape))
-            if device == "cpu" and not shape.needs_mask(length):
-                packed = pack(prompts, tails) if is_shared else found[-1].packed
-                found.append(_blocks(kind, packed, shape))
+            found += _packed(kind, prompts, completions, shape, device, is_thorough=True)
     return found
+
+
+def _cost(candidate: Candidate) -> float:
+    return candidate.cost
+
+
+def _padded_candidate(prompts: Sequence[Ids], completions: Sequence[Ids], shape: NetworkShape) -> Candidate:
+    length = _longest(prompts, completions)
+    cost = rows_cost(shape, len(prompts), length, is_masked=False)
+    return Candidate(name="padded", cost=cost, rows=len(prompts), length=length)
+
+
+def _longest(prompts: Sequence[Ids], completions: Sequence[Ids]) -> int:
+    """Tokens of the longest sequence that goes forward: all but the last, which is predicted and never read."""
+    return max(len(p) + max(len(c) - 1, 0) for p, c in zip(prompts, completions, strict=True))
+
+
+def _packed(
+    kind: str,
+    prompts: Sequence[Ids],
+    completions: Sequence[Ids],
+    shape: NetworkShape,
+    device: str,
+    is_thorough: bool = False,
+) -> list[Candidate]:
+    """Under a mask; and by blocks, where that is possible and not sure to lose by its calls alone."""
+    tails = [completion[:-1] for completion in completions]
+    is_shared = kind == "shared_prefix"
+    masked = _rows(kind, pack(prompts, tails, 1 if is_shared else None), shape)
+    if device != "cpu" or shape.needs_mask(_longest(prompts, completions)):
+        return [masked]
+    if not is_thorough and masked_pairs_cost(shape, masked.rows, masked.length) < len(prompts) * CALL:
+        return [masked]
+    packed = pack(prompts, tails) if is_shared else masked.packed
+    assert packed is not None
+    return [masked, _blocks(kind, packed, shape)]
 
 
 def _blocks(kind: str, packed: Packed, shape: NetworkShape) -> Candidate:
@@ -133,7 +175,7 @@ def _rows(kind: str, packed: Packed, shape: NetworkShape) -> Candidate:
 
 
 def _padded(prompts: Sequence[Ids], completions: Sequence[Ids], pad_id: int, device: torch.device) -> Layout:
-    width = max(len(p) + max(len(c) - 1, 0) for p, c in zip(prompts, completions, strict=True))
+    width = _longest(prompts, completions)
     ids = np.full((len(prompts), width), pad_id, dtype=np.int64)
     where = []
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):

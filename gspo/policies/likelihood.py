@@ -1,8 +1,9 @@
 """Log-probabilities of chosen tokens from hidden states, without a [B,T,V] tensor.
 
 Two ways, equal in value and gradient: a linear head has a forward and backward pass of its own (`linear_head`); any
-other head (adapters on it, a callable) and truncated sampling go chunk by chunk through autograd, which computes each
-chunk's logits again in the backward pass. Softmax and everything after it run in float32 (float64 stays).
+other head (adapters on it, a callable), truncated sampling and small vocabularies go chunk by chunk through autograd,
+which computes each chunk's logits again in the backward pass if there are several. Softmax and everything after it run
+in float32 (float64 stays).
 """
 
 from collections.abc import Callable
@@ -19,6 +20,8 @@ Head = Callable[[Tensor], Tensor]
 
 CHUNK_ELEMENTS = 2**24
 """Logits held from forward to backward, or at once where they are computed again: 64 MiB in float32."""
+SMALL_ELEMENTS = 2**17
+"""Logits so few that autograd's few operations take less time than the many of `linear_head`."""
 
 
 def token_logprobs(
@@ -34,9 +37,11 @@ def token_logprobs(
     """(log-probability of each id, entropy of its distribution in nats) under `sampling`.
 
     entropy: "none" (zeros), "value" (no gradient), or "gradient". Id n is predicted from hidden[position[n]]; without
-    `position` from hidden[n]. A position that predicts several ids is put through a linear head once.
+    `position` from hidden[n]. A position that predicts several ids is put through a linear head once, except where
+    the logits are few.
     """
-    if isinstance(head, LinearHead) and not sampling.truncates:
+    is_large = len(ids) * vocabulary > SMALL_ELEMENTS
+    if isinstance(head, LinearHead) and not sampling.truncates and is_large:
         # Greedy completions are scored at temperature 1.
         return linear_logprobs(head, hidden, ids, position, sampling.temperature or 1.0, entropy, chunk_elements)
     chunk = max(1, chunk_elements // vocabulary)

@@ -1,12 +1,12 @@
-"""Sampling with the very weights that train: one prefill per prompt, shared by its group; finished rows leave.
+"""Sampling with the very weights that train: one prefill per prompt, shared by its group; finished rows leave, and
+waiting ones take their places.
 
-The wave is ordered by (prompt id, index) and cut into blocks by a fixed budget, so that the arithmetic is a function
-of weights and counters alone: the same state samples the same bits.
+Completions are taken in the order (prompt id, index), and who leaves or joins when follows from what was drawn: the
+arithmetic is a function of weights and counters alone, so that the same state samples the same bits.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,22 +14,15 @@ from torch import Tensor
 
 from gspo.policies.network import Network
 from gspo.samplers.base import SampleRequest
+from gspo.samplers.decoding import CopiedCache, Decoder, SharedPrompts, can_share_prompts
+from gspo.samplers.kv_store import closed_up
 from gspo.samplers.streams import stream_keys, uniforms
-from gspo.sampling import draw
+from gspo.sampling import Sampling, draw
 from gspo.types import Completion
 
-COMPACT_BELOW = 0.75
-"""Finished rows leave the batch when the live share falls under this (leaving copies the cache)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Drawn:
-    """What came of a block, row by row."""
-
-    ids: Tensor  # [R, T]
-    logprobs: Tensor  # [R, T]
-    lengths: Tensor  # [R]
-    stopped: Tensor  # [R] bool
+LEAVE_TOGETHER = 8
+"""Rows that have ended leave, and waiting ones join, when they are a share of 1 in this many: moving rows and
+prefilling have a cost per event, feeding a row that has ended one per token."""
 
 
 class InProcess:
@@ -41,10 +34,11 @@ class InProcess:
         if not stop_ids:
             raise ValueError("the sampler needs at least one stop token id; the tokenizer has no eos_token")
         self.network = network
-        self.stop_ids = torch.tensor(sorted(set(stop_ids)), device=network.device)
+        self.stop_ids = np.array(sorted(set(stop_ids)))
         self.pad_id = pad_id
         self.max_rows = max_rows
         self.version = 0
+        self._shares_prompts = can_share_prompts(network)
 
     def sync_weights(self, policy: object, version: int) -> None:
         """The weights are the policy's own: only the version moves."""
@@ -52,91 +46,122 @@ class InProcess:
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[list[Completion]]:
         """Completions of each request, in the order of `requests`."""
-        order = sorted(range(len(requests)), key=lambda i: (requests[i].prompt_id, i))
-        results: list[list[Completion]] = [[] for _ in requests]
-        for block in self._blocks([requests[i] for i in order]):
-            drawn = self._draw([request for _, request in block])
-            row = 0
-            for position, request in block:
-                results[order[position]] = [self._completion(drawn, row + i) for i in range(request.n)]
-                row += request.n
-        return results
+        results = dict(self.sample_each(requests))
+        return [results[i] for i in range(len(requests))]
 
-    def _blocks(self, requests: list[SampleRequest]) -> list[list[tuple[int, SampleRequest]]]:
-        blocks: list[list[tuple[int, SampleRequest]]] = []
-        rows, sampling = 0, None
-        for position, request in enumerate(requests):
-            if not blocks or rows + request.n > self.max_rows or request.sampling != sampling:
-                blocks.append([])
-                rows, sampling = 0, request.sampling
-            blocks[-1].append((position, request))
-            rows += request.n
-        return blocks
+    def sample_each(self, requests: Sequence[SampleRequest]) -> Iterator[tuple[int, list[Completion]]]:
+        """(index in `requests`, its completions) as soon as a group has ended; what follows is sampled on demand.
 
-    def _completion(self, drawn: _Drawn, row: int) -> Completion:
-        length = int(drawn.lengths[row])
+        Requests of different `Sampling` are sampled one after the other.
+        """
+        settings = list(dict.fromkeys(request.sampling for request in requests))
+        settings.sort(key=lambda s: min((r.prompt_id, r.seed, r.step) for r in requests if r.sampling == s))
+        for sampling in settings:
+            wave = [i for i, request in enumerate(requests) if request.sampling == sampling]
+            wave.sort(key=lambda i: (requests[i].prompt_id, requests[i].seed, requests[i].step, i))
+            for position, completions in self._wave([requests[i] for i in wave], sampling):
+                yield wave[position], completions
+
+    def _wave(self, requests: list[SampleRequest], sampling: Sampling) -> Iterator[tuple[int, list[Completion]]]:
+        limit = sampling.max_completion_tokens
+        decoder: Decoder = (
+            SharedPrompts(self.network, max(len(r.prompt_ids) for r in requests), limit)
+            if self._shares_prompts
+            else CopiedCache(self.network, self.pad_id)
+        )
+        wave = _Wave(requests, sampling, decoder, self.stop_ids, self.max_rows)
+        for number in wave.groups():
+            rows = range(wave.first[number], wave.first[number] + requests[number].n)
+            yield number, [self._completion(wave, row) for row in rows]
+
+    def _completion(self, wave: "_Wave", row: int) -> Completion:
+        length = wave.lengths[row]
         return Completion(
-            ids=tuple(drawn.ids[row, :length].tolist()),
-            logprobs=tuple(drawn.logprobs[row, :length].tolist()),
+            ids=tuple(wave.ids[row, :length].tolist()),
+            logprobs=tuple(wave.logprobs[row, :length].tolist()),
             policy_version=self.version,
-            finish_reason="stop" if drawn.stopped[row] else "length",
+            finish_reason="stop" if wave.is_stopped[row] else "length",
         )
 
-    @torch.no_grad()
-    def _draw(self, requests: list[SampleRequest]) -> _Drawn:
-        network, sampling = self.network, requests[0].sampling
-        device, limit = network.device, sampling.max_completion_tokens
-        counts = torch.tensor([r.n for r in requests], device=device)
-        keys = stream_keys([(r.seed, r.step, r.prompt_id, i) for r in requests for i in range(r.n)])
-        rows = len(keys)
-        cache, logits, mask = self._prefill(requests, counts)
-        is_ragged = not bool(mask.all())
-        lengths = mask.sum(dim=1)
-        ids = torch.full((rows, limit), self.pad_id, device=device)
-        logprobs = torch.zeros((rows, limit), dtype=torch.float32, device=device)
-        total = torch.zeros(rows, dtype=torch.long, device=device)
-        stopped = torch.zeros(rows, dtype=torch.bool, device=device)
-        live = torch.arange(rows, device=device)  # row of the block behind each row of the batch
-        running = torch.ones(rows, dtype=torch.bool, device=device)  # by row of the batch
-        for position in range(limit):
-            token, logprob = draw(logits, sampling, uniforms(keys, position))
-            token = torch.where(running, token, self.pad_id)
-            active = live[running]
-            ids[active, position] = token[running]
-            logprobs[active, position] = logprob[running].float()
-            total[active] += 1
-            ended = running & torch.isin(token, self.stop_ids)
-            stopped[live[ended]] = True
-            running = running & ~ended
-            alive = int(running.sum())
-            if alive == 0 or position == limit - 1:
-                break
-            if alive < COMPACT_BELOW * len(live):
-                keep = running.nonzero()[:, 0]
-                cache.batch_select_indices(keep)
-                token, live, lengths, mask = token[keep], live[keep], lengths[keep], mask[keep]
-                keys, running = keys[keep.cpu().numpy()], running[keep]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            logits = network.next_logits(
-                token[:, None], cache, (lengths + position)[:, None], mask if is_ragged else None
-            )
-        return _Drawn(ids=ids.cpu(), logprobs=logprobs.cpu(), lengths=total.cpu(), stopped=stopped.cpu())
 
-    def _prefill(self, requests: list[SampleRequest], counts: Tensor) -> tuple[Any, Tensor, Tensor]:
-        """Each prompt once, left-padded; then the cache, the next-token logits and the mask repeated per completion."""
-        width = max(len(r.prompt_ids) for r in requests)
-        ids = np.full((len(requests), width), self.pad_id, dtype=np.int64)
-        mask = np.zeros((len(requests), width), dtype=bool)
-        for row, request in enumerate(requests):
-            ids[row, width - len(request.prompt_ids) :] = request.prompt_ids
-            mask[row, width - len(request.prompt_ids) :] = True
-        device = self.network.device
-        mask_tensor = torch.from_numpy(mask).to(device)
-        positions = (mask_tensor.long().cumsum(dim=1) - 1).clamp(min=0)
-        cache = self.network.new_cache()
-        logits = self.network.next_logits(
-            torch.from_numpy(ids).to(device), cache, positions, None if mask.all() else mask_tensor
-        )
-        repeat = torch.repeat_interleave(torch.arange(len(requests), device=device), counts)
-        cache.batch_select_indices(repeat)
-        return cache, logits[repeat], mask_tensor[repeat]
+class _Wave:
+    """Requests of one `Sampling` under way. Completions have numbers in their order of admission; those being decoded
+    are the decoder's rows.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: Sampling,
+        decoder: Decoder,
+        stop_ids: np.ndarray,
+        max_rows: int,
+    ) -> None:
+        self.sampling, self.decoder, self.stop_ids, self.max_rows = sampling, decoder, stop_ids, max_rows
+        self.prompts = [(number, r.prompt_ids) for number, r in enumerate(requests) for _ in range(r.n)]
+        self.keys = stream_keys([(r.seed, r.step, r.prompt_id, i) for r in requests for i in range(r.n)])
+        self.unfinished = np.array([r.n for r in requests])
+        self.first = np.cumsum(self.unfinished) - self.unfinished
+        count, limit = len(self.prompts), sampling.max_completion_tokens
+        self.limits = np.full(count, limit)
+        self.ids = np.zeros((count, limit), dtype=np.int64)
+        self.logprobs = np.zeros((count, limit), dtype=np.float32)
+        self.lengths = np.zeros(count, dtype=np.int64)
+        self.is_stopped = np.zeros(count, dtype=bool)
+        self.admitted = 0
+        self.live = np.zeros(0, dtype=np.int64)
+        """The completion of each row."""
+        self.running = np.zeros(0, dtype=bool)
+        """[R]: a row that has ended stays until enough others have."""
+
+    def groups(self) -> Iterator[int]:
+        """The numbers of requests, each when its last completion has ended."""
+        yield from np.flatnonzero(self.unfinished == 0).tolist()
+        logits = self._joined(None)
+        while logits is not None:
+            token, ended = self._drawn(logits)
+            yield from self._ended_groups(ended)
+            logits = self._joined(self._advanced(token))
+
+    def _drawn(self, logits: Tensor) -> tuple[Tensor, np.ndarray]:
+        """(token of each row, the completions that end with it)."""
+        lengths = self.lengths[self.live]
+        token, logprob = draw(logits, self.sampling, uniforms(self.keys[self.live], lengths))
+        ids, position = token.cpu().numpy(), lengths[self.running]
+        active = self.live[self.running]
+        self.ids[active, position] = ids[self.running]
+        self.logprobs[active, position] = logprob.float().cpu().numpy()[self.running]
+        self.lengths[active] += 1
+        stops = self.running & np.isin(ids, self.stop_ids)
+        self.is_stopped[self.live[stops]] = True
+        ends = stops | (self.running & (lengths + 1 == self.limits[self.live]))
+        self.running = self.running & ~ends
+        return token, self.live[ends]
+
+    def _ended_groups(self, ended: np.ndarray) -> list[int]:
+        if not len(ended):
+            return []
+        numbers = np.array([self.prompts[i][0] for i in ended])
+        np.subtract.at(self.unfinished, numbers, 1)
+        return [int(number) for number in np.unique(numbers) if not self.unfinished[number]]
+
+    def _advanced(self, token: Tensor) -> Tensor | None:
+        """Logits of the rows that go on, after those that have ended leave if they are enough."""
+        going = int(self.running.sum())
+        if len(self.live) - going >= max(1, len(self.live) // LEAVE_TOGETHER):
+            order = closed_up(self.running)
+            self.decoder.keep(order)
+            self.live, self.running = self.live[order], self.running[order]
+            token = token[torch.from_numpy(order).to(token.device)]
+        return self.decoder.advance(token) if going else None
+
+    def _joined(self, logits: Tensor | None) -> Tensor | None:
+        """`logits` and behind them those of waiting completions, as many as there is room for."""
+        until = min(len(self.prompts), self.admitted + self.max_rows - len(self.live))
+        if until == self.admitted or (len(self.live) and not self.decoder.admits_midway):
+            return logits
+        new = self.decoder.admit(self.prompts[self.admitted : until])
+        self.live = np.concatenate([self.live, np.arange(self.admitted, until)])
+        self.running = np.concatenate([self.running, np.ones(until - self.admitted, dtype=bool)])
+        self.admitted = until
+        return new if logits is None else torch.cat([logits, new])

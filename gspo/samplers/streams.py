@@ -27,8 +27,8 @@ def stream_keys(counters: Sequence[tuple[int, ...]]) -> np.ndarray:
     return key
 
 
-def uniforms(keys: np.ndarray, position: int) -> np.ndarray:
-    """float64 [N] in [0, 1): the number at `position` of each stream, 53 random bits."""
+def uniforms(keys: np.ndarray, position: int | np.ndarray) -> np.ndarray:
+    """float64 [N] in [0, 1): the number at `position` (one for all, or [N]) of each stream, 53 random bits."""
     with np.errstate(over="ignore"):
-        bits = _mix(keys + np.uint64(position + 1) * _GOLDEN)
+        bits = _mix(keys + (np.asarray(position, dtype=np.uint64) + np.uint64(1)) * _GOLDEN)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

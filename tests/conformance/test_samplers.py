@@ -11,7 +11,7 @@ from gspo.functional import _step
 from gspo.policies import TokenPayload, TokenScorer
 from gspo.samplers import FakeSampler, InProcess, SampleRequest
 from gspo.samplers.streams import stream_keys, uniforms
-from gspo.sampling import Sampling, draw
+from gspo.sampling import Sampling, draw, sampling_logits
 
 STOP = 1
 SAMPLINGS = (
@@ -27,7 +27,7 @@ def requests(sampling, seed=0, n=4, step=0):
     draw_ids = np.random.default_rng(7)
     return [
         SampleRequest(
-            prompt_ids=tuple(int(i) for i in draw_ids.integers(2, VOCABULARY, length)),
+            prompt_ids=tuple(int(i) for i in draw_ids.integers(0, VOCABULARY, length)),  # pad and stop ids included
             n=n,
             seed=seed,
             step=step,
@@ -38,11 +38,21 @@ def requests(sampling, seed=0, n=4, step=0):
     ]
 
 
+def copying(net, max_rows=512):
+    """The sampler as it is for models whose attention cannot be replaced."""
+    sampler = InProcess(net, [STOP], 0, max_rows)
+    sampler._shares_prompts = False
+    return sampler
+
+
 def samplers():
     net = network(dtype=torch.float32)
     return {
         "in-process": InProcess(net, [STOP], 0),
-        "in-process, small blocks": InProcess(net, [STOP], 0, max_rows=8),
+        "in-process, rows join midway": InProcess(net, [STOP], 0, max_rows=5),
+        "in-process, fewer rows than a group": InProcess(net, [STOP], 0, max_rows=3),
+        "in-process, copied cache": copying(net),
+        "in-process, copied cache, small blocks": copying(net, max_rows=8),
         "fake": FakeSampler(lambda request, i: [5] * i + [STOP], STOP),
     }
 
@@ -84,12 +94,19 @@ def test_every_completion_carries_the_synced_version(name):
     assert {c.policy_version for group in sampler.sample(requests(SAMPLINGS[0])) for c in group} == {17}
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_rescoring_reproduces_the_log_probs(sampling):
+FAMILIES = ("qwen3-tied", "qwen2", "llama", "gemma2-softcap", "gemma2-capped-sliding", "mistral-sliding", "gpt2")
+
+
+@pytest.mark.parametrize(
+    ("family", "sampling"),
+    [("qwen3-tied", s) for s in SAMPLINGS] + [(family, SAMPLINGS[1]) for family in FAMILIES[1:]],
+)
+@pytest.mark.parametrize("make", [lambda net: InProcess(net, [STOP], 0, max_rows=7), copying])
+def test_rescoring_reproduces_the_log_probs(make, family, sampling):
     """What training scores is what was sampled from: temperature, top-k and top-p included."""
-    net = network(dtype=torch.float32)
+    net = network(family, dtype=torch.float32)
     wave = requests(sampling, n=6)
-    rows = [(r.prompt_ids, c) for r, g in zip(wave, InProcess(net, [STOP], 0).sample(wave), strict=True) for c in g]
+    rows = [(r.prompt_ids, c) for r, g in zip(wave, make(net).sample(wave), strict=True) for c in g]
     width = max(len(c.ids) for _, c in rows)
     mask = torch.tensor([[u < len(c.ids) for u in range(width)] for _, c in rows])
     said = torch.tensor([list(c.logprobs) + [0.0] * (width - len(c.ids)) for _, c in rows])
@@ -110,10 +127,11 @@ def test_rescoring_at_another_temperature_is_caught():
     assert (scored - torch.tensor(completion.logprobs)).abs().max() > 1e-3
 
 
-def test_composition_changes_nothing_but_rounding():
-    """A prompt sampled alone says what it says beside others (ragged prompts, finished rows leaving)."""
+@pytest.mark.parametrize("max_rows", (512, 3))
+def test_composition_changes_nothing_but_rounding(max_rows):
+    """A prompt sampled alone says what it says beside others (ragged prompts, rows leaving and joining)."""
     net = network()
-    sampler = InProcess(net, [STOP], 0)
+    sampler = InProcess(net, [STOP], 0, max_rows)
     wave = requests(SAMPLINGS[0], n=3)
     together = sampler.sample(wave)
     for request, group in zip(wave, together, strict=True):
@@ -123,10 +141,71 @@ def test_composition_changes_nothing_but_rounding():
             assert np.allclose(a.logprobs, b.logprobs, atol=1e-5)
 
 
-def test_order_of_requests_does_not_matter():
-    sampler = InProcess(network(dtype=torch.float32), [STOP], 0, max_rows=8)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("max_rows", (512, 5))
+def test_both_decoders_say_the_same(family, max_rows):
+    """Tokens are equal, whoever joins and leaves; in float64, which transformers' eager attention only half knows."""
+    net = network(family, dtype=torch.float32 if "cap" in family else torch.float64)
+    wave = requests(Sampling(max_completion_tokens=24), n=5)
+    ours, theirs = InProcess(net, [STOP], 0, max_rows), copying(net)
+    assert ours._shares_prompts
+    for a, b in zip(ours.sample(wave), theirs.sample(wave), strict=True):
+        assert [c.ids for c in a] == [c.ids for c in b]
+        for x, y in zip(a, b, strict=True):
+            assert np.allclose(x.logprobs, y.logprobs, rtol=0, atol=1e-5 if "cap" in family else 1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in samplers() if name != "fake"])
+def test_order_of_requests_does_not_matter(name):
+    """Bitwise: in float32, with two settings in the wave."""
+    sampler = samplers()[name]
     wave = requests(SAMPLINGS[0])
+    wave[1] = replace(wave[1], sampling=SAMPLINGS[2])
     assert sampler.sample(wave[::-1])[::-1] == sampler.sample(wave)
+
+
+@pytest.mark.parametrize("name", [name for name in samplers() if name != "fake"])
+def test_each_group_comes_when_it_has_ended(name):
+    """Once each, as `sample` says it; with few rows the first comes before the last has begun."""
+    sampler = samplers()[name]
+    wave = [*requests(SAMPLINGS[0]), replace(requests(SAMPLINGS[0])[0], n=0, prompt_id=9)]
+    came = list(sampler.sample_each(wave))
+    assert sorted(i for i, _ in came) == list(range(len(wave)))
+    assert [group for _, group in sorted(came)] == sampler.sample(wave)
+
+    passes = []
+    sampler.network.body.register_forward_pre_hook(lambda *_: passes.append(1))
+    counts = [len(passes) for _ in sampler.sample_each(wave)]
+    if sampler.max_rows < 16:
+        assert counts[-1] > counts[1], "all groups came at the end"
+
+
+@pytest.mark.parametrize("make", [lambda net: InProcess(net, [STOP], 0, max_rows=5), copying])
+def test_each_token_is_the_draw_of_its_stream_at_its_position(make):
+    """Completion i of a prompt, drawn by hand: (seed, step, prompt id, i) and the position give the uniform."""
+    net = network()
+    wave = requests(SAMPLINGS[1], seed=3, n=3, step=2)
+    for request, group in zip(wave, make(net).sample(wave), strict=True):
+        for i, completion in enumerate(group):
+            key = stream_keys([(3, 2, request.prompt_id, i)])
+            for t, token in enumerate(completion.ids):
+                with torch.no_grad():
+                    logits = net.head(net.hidden(torch.tensor([request.prompt_ids + completion.ids[:t]]))[:, -1])
+                assert draw(logits, request.sampling, uniforms(key, t))[0].item() == token
+
+
+@pytest.mark.parametrize("make", [lambda net: InProcess(net, [STOP], 0, max_rows=5), lambda net: copying(net, 5)])
+def test_no_more_rows_than_asked_for(make):
+    sampler, rows = make(network(dtype=torch.float32)), []
+    watch = lambda _, arguments, named: rows.append(len(named["input_ids"]))  # noqa: E731
+    sampler.network.body.register_forward_pre_hook(watch, with_kwargs=True)
+    sampler.sample(requests(SAMPLINGS[0]))
+    assert max(rows) == 5
+
+
+def test_grad_mode_is_the_callers_between_groups():
+    for _ in samplers()["in-process, rows join midway"].sample_each(requests(SAMPLINGS[0])):
+        assert torch.is_grad_enabled()
 
 
 def test_drawn_frequencies_are_the_probabilities():
@@ -152,7 +231,29 @@ def test_streams_are_uniform_and_distinct():
     assert abs(np.corrcoef(uniforms(keys, 0), uniforms(keys, 1))[0, 1]) < 0.02
 
 
-def test_the_last_uniform_never_picks_an_impossible_token():
-    logits = torch.tensor([[0.0, 5.0, -torch.inf, -torch.inf]])
-    token, logprob = draw(logits, Sampling(), np.array([1 - 2.0**-53]))
-    assert token.item() == 1 and torch.isfinite(logprob).all()
+@pytest.mark.parametrize("vocabulary", (4, 512, 700, 1024))
+def test_no_uniform_picks_an_impossible_token(vocabulary):
+    """The first and the last, with nothing possible at either end of the vocabulary."""
+    logits = torch.full((2, vocabulary), -torch.inf)
+    logits[:, 1:3] = torch.tensor([0.0, 5.0])
+    token, logprob = draw(logits, Sampling(), np.array([0.0, 1 - 2.0**-53]))
+    assert token.tolist() == [1, 2] and torch.isfinite(logprob).all()
+    logits = torch.full((1, vocabulary), -torch.inf)
+    logits[:, [0, -1]] = 0.0
+    assert [draw(logits, Sampling(), np.array([u]))[0].item() for u in (0.0, 0.49, 0.51, 1 - 2.0**-53)] == [
+        0, 0, vocabulary - 1, vocabulary - 1
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("vocabulary", (29, 512, 700, 1024, 3000))
+@pytest.mark.parametrize("sampling", (*SAMPLINGS, Sampling(temperature=0)))
+def test_draw_inverts_the_cumulative_distribution(vocabulary, sampling):
+    make = torch.Generator().manual_seed(vocabulary)
+    logits = 3 * torch.randn(50, vocabulary, generator=make, dtype=torch.float64)
+    uniform = np.random.default_rng(0).random(50)
+    token, logprob = draw(logits, sampling, uniform)
+    log_p = sampling_logits(logits, sampling).log_softmax(dim=-1)
+    expected = (log_p.exp().cumsum(dim=-1) <= torch.from_numpy(uniform)[:, None]).sum(dim=-1)
+    assert token.tolist() == (logits.argmax(dim=-1) if sampling.temperature == 0 else expected).tolist()
+    torch.testing.assert_close(logprob, log_p.gather(1, token[:, None])[:, 0])
+    assert logprob.dtype == torch.float64
