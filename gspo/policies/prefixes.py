@@ -4,7 +4,7 @@ Sequences are sorted; each one is written from the place where it leaves the one
 itself and by every later token of the sequences that go through it, and in depth-first order these stand right behind
 it. So one number per token says all about attention: token k is seen by token q when `k <= q < end[k]`.
 
-    the sequences  a b c d | a b c e f | a b x        share 2  ->  packed  a b c d e f x
+    completions of one prompt  a b c d | a b c e f | a b x  ->  packed  a b c d e f x
                                                                    end     7 7 6 4 6 6 7
     positions 0 1 2 3 3 4 2: rotary positions restart where a sequence leaves the one before it.
 """
@@ -18,9 +18,10 @@ import numpy as np
 Ids = tuple[int, ...]
 
 MIN_SHARED = 8
-"""Tokens two completions, or two prompts, must have in common before it pays to write them once.
+"""Tokens that sequences of different prompts must have in common before it pays to write them once.
 
-Every place where sequences part costs attention calls of its own; a prompt and its group always share."""
+Every place where sequences part costs attention calls of its own where attention goes by blocks, and makes rows
+uneven where it goes by rows. Completions always share their prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,10 @@ class Packed:
 
 
 def pack(prompts: Sequence[Ids], tails: Sequence[Ids], min_shared: int | None = MIN_SHARED) -> Packed:
-    """Sequence i is `prompts[i] + tails[i]`. `min_shared` None shares nothing."""
+    """Sequence i is `prompts[i] + tails[i]`. `min_shared` None shares nothing.
+
+    Completions of one prompt share what they begin with when it has `min_shared` tokens.
+    """
     order = range(len(prompts)) if min_shared is None else _sorted(prompts, tails)
     where: list[np.ndarray] = [_NOTHING] * len(prompts)
     ids: list[np.ndarray] = []
@@ -51,7 +55,9 @@ def pack(prompts: Sequence[Ids], tails: Sequence[Ids], min_shared: int | None = 
         tokens = np.array(prompts[i] + tails[i], dtype=np.int64)
         shared = 0
         if min_shared is not None and last >= 0:
-            shared = _shared(before, tokens, len(prompts[i]) if prompts[i] == prompts[last] else 0, min_shared)
+            is_same = prompts[i] == prompts[last]
+            least = min_shared if is_same else max(min_shared, MIN_SHARED)
+            shared = _shared(before, tokens, len(prompts[i]) if is_same else 0, least)
         fresh = np.arange(total, total + len(tokens) - shared)
         where[i] = np.concatenate([where[last][:shared], fresh]) if shared else fresh
         ids.append(tokens[shared:])

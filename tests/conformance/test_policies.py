@@ -12,7 +12,6 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 import gspo
 from gspo.policies import CausalLM, Network, TokenScorer
 from gspo.policies.layouts import cheapest
-from gspo.policies.likelihood import token_logprobs
 from gspo.policies.master import AdamW
 from gspo.sampling import Sampling, sampling_logits
 
@@ -184,38 +183,6 @@ def test_scoring_pass_equals_training_pass_to_the_bit(layout):
     trained = policy.forward_backward(step, [WIDE.weights(step, WIDE.counts(step))], [WIDE])
     assert torch.equal(scored.logprobs, trained.logprobs)
     assert torch.equal(scored.entropy, trained.entropy)
-
-
-@pytest.mark.parametrize("entropy", ["none", "value", "gradient"])
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.5), Sampling(top_k=5), Sampling(top_p=0.7)])
-def test_chunked_likelihood_equals_unchunked(sampling, entropy):
-    make = torch.Generator().manual_seed(0)
-    weight = torch.randn(VOCABULARY, 8, generator=make, dtype=torch.float64, requires_grad=True)
-    hidden = torch.randn(23, 8, generator=make, dtype=torch.float64, requires_grad=True)
-    ids = torch.randint(VOCABULARY, (23,), generator=make)
-    pull = torch.randn(2, 23, generator=make, dtype=torch.float64)
-
-    def run(chunk):
-        weight.grad = hidden.grad = None
-        lp, h = token_logprobs(
-            lambda x: x @ weight.T, hidden, ids, sampling, entropy, chunk_elements=chunk, vocabulary=VOCABULARY
-        )
-        (lp @ pull[0] + (h @ pull[1] if entropy == "gradient" else 0)).backward()
-        return lp.detach(), h.detach(), weight.grad.clone(), hidden.grad.clone()
-
-    for whole, cut in zip(run(10**9), run(4 * VOCABULARY), strict=True):
-        torch.testing.assert_close(cut, whole, rtol=1e-12, atol=1e-12)
-
-
-def test_likelihood_gradcheck_with_entropy():
-    make = torch.Generator().manual_seed(0)
-    weight = torch.randn(7, 3, generator=make, dtype=torch.float64, requires_grad=True)
-    hidden = torch.randn(5, 3, generator=make, dtype=torch.float64, requires_grad=True)
-    ids = torch.randint(7, (5,), generator=make)
-    run = lambda h, w: token_logprobs(  # noqa: E731
-        lambda x: x @ w.T, h, ids, Sampling(temperature=0.7), "gradient", chunk_elements=14, vocabulary=7
-    )
-    assert torch.autograd.gradcheck(run, (hidden, weight))
 
 
 def test_entropy_is_that_of_the_sampling_distribution():
