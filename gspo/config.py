@@ -159,6 +159,8 @@ class RunConfig:
     """Denominator of the ratio: the sampler's own log-probs, a second pass of the policy, or auto by measured noise."""
     reward_failure_limit: float = 0.1
     """Share of reward calls that may fail in one step before the run stops."""
+    compile: bool = False
+    """torch.compile of the forward pass that trains (same values up to rounding); costs a minute or two at first."""
     overlap_rewards: bool = True
     """Score groups as they end while others are being sampled, unless all rewards answer at once (same values)."""
     system_prompt: str = ""
@@ -213,5 +215,7 @@ class RunConfig:
                 f"prompts_per_step = {self.prompts_per_step} does not divide into updates_per_step = "
                 f"{self.updates_per_step} mini-batches of whole groups; choose a multiple"
             )
+        if self.compile and self.checkpoint_activations:
+            raise ValueError("compile and checkpoint_activations exclude each other; set one of them to false")
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature is 0: every completion of a group would be the same; use e.g. 1.0")

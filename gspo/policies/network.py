@@ -24,12 +24,13 @@ from gspo.policies.tree_attention import MaskedRows
 class Network:
     """`model` is any transformers causal LM, or one wrapped by peft."""
 
-    def __init__(self, model: nn.Module, checkpoints_activations: bool = False) -> None:
+    def __init__(self, model: nn.Module, checkpoints_activations: bool = False, is_compiled: bool = False) -> None:
         self.model = model
         self.checkpoints_activations = checkpoints_activations
         base = model.get_base_model() if type(model).__module__.startswith("peft.") else model
         self.config = base.config.get_text_config()
         self.body = base.base_model
+        self._forward = torch.compile(self.body, dynamic=True) if is_compiled else self.body
         self.output = base.get_output_embeddings()
         self.softcap = getattr(self.config, "final_logit_softcapping", None)
         # Cohere multiplies its logits, Granite divides them.
@@ -60,7 +61,8 @@ class Network:
         """
         given = {} if attention is None else {"gspo_attention": attention}
         with self._attending(attention), self._checkpointing(attention):
-            out = self.body(input_ids=ids, position_ids=positions, use_cache=False, **given)
+            forward = self._forward if torch.is_grad_enabled() else self.body
+            out = forward(input_ids=ids, position_ids=positions, use_cache=False, **given)
         return out.last_hidden_state
 
     def _attending(self, attention: Attention | None) -> AbstractContextManager[None]:

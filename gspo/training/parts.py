@@ -113,7 +113,7 @@ def build(
         stop=config.stop,
         strip_thinking=config.strip_thinking,
     )
-    network = Network(loaded.model, config.checkpoint_activations)
+    network = Network(loaded.model, config.checkpoint_activations, config.compile)
     scorer = TokenScorer(
         network=network,
         scoring=config.sampling,

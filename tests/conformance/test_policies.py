@@ -249,3 +249,18 @@ def test_gradient_clipping_acts_on_the_whole_step():
         policy.forward_backward(step, [WIDE.weights(step, WIDE.counts(step))], [WIDE])
         norms.append(policy.optim_step(1e-3))
     assert norms[0] > 0 and abs(norms[0] / norms[1] - 1) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_compiled_forward_gives_the_same_gradients(layout):
+    found = []
+    for is_compiled in (False, True):
+        net = Network(network(dtype=torch.float32).model, is_compiled=is_compiled)
+        step = ragged_step(2, dtype=torch.float32)
+        policy = CausalLM(scorer(net, layout), AdamW())
+        weight = [WIDE.weights(step, WIDE.counts(step))]
+        found.append(gradients(net, lambda p=policy, s=step, w=weight: p.forward_backward(s, w, [WIDE])))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=1e-5 * max(1.0, gradient.abs().max().item()))
