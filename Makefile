@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # One thread for tests and tiny models: with another busy process two OpenMP threads can be 10-30 times slower.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: train test check-slow lint bench-step bench-memory bench-sampler bench-prefix record-smollm2 record-two-words reproduce-gspo record-objectives docs-check clean
+.PHONY: train test check-slow lint bench-step bench-memory bench-sampler bench-prefix bench-gpu record-smollm2 record-two-words reproduce-gspo record-objectives docs-check clean
 
 train: .make/run
 	$(BIN)/gspo train $(ARGS)
@@ -52,6 +52,10 @@ bench-prefix: .make/run
 
 bench-sampler: .make/smollm2
 	$(TEST_ENV) $(BIN)/python benchmarks/sampler.py $(ARGS)
+
+# On a machine with a CUDA device and gspo installed.
+bench-gpu:
+	python benchmarks/gpu.py --shape qwen3-0.6b $(ARGS)
 
 .make/run: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
