@@ -245,6 +245,9 @@ def train_theirs(arguments: argparse.Namespace, weights: Path, ours: list[Ours])
             for one in ours:
                 gc.collect()
                 one.turn(is_measured)
+            if is_measured:
+                turns = ", ".join(f"{one.side.seconds[-1]:.2f}" for one in ours)
+                print(f"step {len(side.seconds)}: TRL {seconds:.2f} s, gspo {turns} s", flush=True)
             self.begin()
 
     config = GRPOConfig(

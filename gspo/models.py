@@ -204,7 +204,7 @@ def load_model(
         dtype = "float32" if size < 50e6 or where.type == "mps" else "bfloat16"
     model = model.to(where, getattr(torch, dtype))
     if lora.rank:
-        model = _with_lora(model, lora, seed)
+        model = with_lora(model, lora, seed)
     # Dropout would make the ratio of a policy to itself differ from 1.
     model.eval()
     return Loaded(model, loaded.tokenizer, loaded.source)
@@ -228,7 +228,8 @@ def _pretrained(path: str, name: str) -> Loaded:
     return Loaded(model, tokenizer, name)
 
 
-def _with_lora(model: nn.Module, lora: LoRA, seed: int) -> nn.Module:
+def with_lora(model: nn.Module, lora: LoRA, seed: int) -> nn.Module:
+    """The model under float32 adapters, its own weights frozen."""
     try:
         from peft import LoraConfig, get_peft_model
     except ModuleNotFoundError as error:

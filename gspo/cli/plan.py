@@ -1,40 +1,21 @@
 """`gspo plan`: the step as a table, a memory estimate, and the same figures in TRL's and verl's words."""
 
-from dataclasses import dataclass
-
-import torch
 from rich.table import Table
 
 from gspo.cli.idle import idle_settings
+from gspo.cli.layout import layout_table
+from gspo.cli.memory import memory_table
 from gspo.config import RunConfig
 from gspo.explain import Clipped
 from gspo.functional import as_terms
-from gspo.models import SMOLLM2, TINY, character_tokenizer, tiny_shape
 from gspo.objectives import DualClip, Objective
-from gspo.policies.likelihood import CHUNK_ELEMENTS
 from gspo.requirements import unmet
-
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """What a memory estimate needs to know of a model."""
-
-    parameters: int
-    width: int
-    layers: int
-    intermediate: int
-    vocabulary: int
-    kv_width: int
 
 
 def plan_tables(config: RunConfig) -> list[Table]:
     """What `gspo plan` prints."""
     tables = [step_table(config), words_table(config)]
-    shape = model_shape(config)
-    if shape is not None:
-        tables.append(memory_table(config, shape))
+    tables += [table for table in (layout_table(config), memory_table(config)) if table is not None]
     refused = unmet(
         as_terms((config.objective, *config.terms)),
         config.advantage,
@@ -162,67 +143,3 @@ def _objective_rows(objective: Objective) -> list[tuple[str, str, str]]:
             )
         )
     return rows
-
-
-def model_shape(config: RunConfig) -> Shape | None:
-    """From the model's configuration alone; None where that is not at hand without downloading."""
-    from transformers import AutoConfig
-
-    if config.model == TINY:
-        found = tiny_shape(config.tiny, character_tokenizer(config.tiny.alphabet))
-    else:
-        from gspo.models import cache_folder
-
-        path = cache_folder() / SMOLLM2 if config.model == SMOLLM2 else config.model
-        try:
-            found = AutoConfig.from_pretrained(path).get_text_config()
-        except (OSError, ValueError):
-            return None
-    head = getattr(found, "head_dim", None) or found.hidden_size // found.num_attention_heads
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(found).parameters())
-    return Shape(
-        parameters=parameters,
-        width=found.hidden_size,
-        layers=found.num_hidden_layers,
-        intermediate=found.intermediate_size,
-        vocabulary=found.vocab_size,
-        kv_width=head * found.num_key_value_heads,
-    )
-
-
-def memory_table(config: RunConfig, shape: Shape) -> Table:
-    """An estimate from shapes: weights and optimizer exactly, activations by counting what autograd keeps."""
-    dtype = config.dtype if config.dtype != "auto" else "float32" if shape.parameters < 50e6 else "bfloat16"
-    size = BYTES[dtype]
-    masters = 0 if dtype in ("float32", "float64") else 4 * shape.parameters
-    # Per token and layer: norms, q, k, v, attention output, gate, up, their product, residuals.
-    kept = 8 * shape.width + 2 * shape.kv_width + 4 * shape.intermediate
-    activations = config.micro_batch_tokens * shape.layers * kept * size
-    # Float32 logits of one chunk, their softmax and gradient.
-    logits = 3 * 4 * min(CHUNK_ELEMENTS, config.micro_batch_tokens * shape.vocabulary)
-    rows = min(config.sampler_rows, config.prompts_per_step * config.group_size)
-    cache = rows * (config.sampling.max_completion_tokens + 64) * shape.layers * 2 * shape.kv_width * size
-    parts = {
-        f"weights ({dtype})": shape.parameters * size,
-        "float32 master weights": masters,
-        "gradients (float32)": 4 * shape.parameters,
-        "AdamW moments (float32)": 8 * shape.parameters,
-        f"activations of a full micro-batch ({config.micro_batch_tokens:,} tokens)": activations,
-        "logits of a chunk": logits,
-        f"key-value cache while sampling ({rows} rows, prompts of 64)": cache,
-    }
-    reads = {need for term in as_terms((config.objective, *config.terms)) for need in term.traits.needs}
-    if "reference" in {*reads, *config.advantage.traits.needs} and not config.lora.rank:
-        parts["reference weights"] = shape.parameters * size
-    table = Table("memory, estimated", "MiB", title=f"{config.model}: {shape.parameters / 1e6:,.1f} M parameters")
-    for name, value in parts.items():
-        if value:
-            table.add_row(name, f"{value / 2**20:,.0f}")
-    sampling = f"key-value cache while sampling ({rows} rows, prompts of 64)"
-    training = sum(value for name, value in parts.items() if name != sampling)
-    table.add_section()
-    table.add_row("peak while training (sampling needs less)", f"{training / 2**20:,.0f}")
-    return table
