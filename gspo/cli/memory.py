@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from gspo.config import RunConfig
 from gspo.data import load_dataset, rows_at
 from gspo.functional import as_terms
+from gspo.heap import returns_blocks
 from gspo.models import SMOLLM2, TINY, LoRA, cache_folder, character_tokenizer, tiny_shape, with_lora
 from gspo.policies.attention import attention_of_our_own
 from gspo.policies.likelihood import CHUNK_ELEMENTS
@@ -33,6 +34,8 @@ LIBRARIES = 96 * 2**20
 HEAP = 1.25
 """What is kept, as resident memory: pieces freed between kept tensors stay with the process (benchmarks/memory.py's
 model: 1.60 MiB a token of which 1.28 are counted)."""
+TIDY_HEAP = 1.1
+"""The same where the heap gives blocks back (gspo.heap): what is smaller than a page-mapped block still stays."""
 COUNTED_TOKENS = 64
 """Tokens sent through the fake model; what is kept is proportional to them."""
 
@@ -89,6 +92,8 @@ def memory_table(config: RunConfig) -> Table | None:
 def estimate(config: RunConfig, model: Model) -> tuple[dict[str, int], tuple[int, int]]:
     """Bytes of each part, and the peaks while training and while sampling."""
     lengths = read_lengths(config)
+    is_tidy = returns_blocks(model.parameters)
+    heap = TIDY_HEAP if is_tidy else HEAP
     is_half = model.size < 4
     per_layer = lengths.micro_batch * model.kept_by_layer
     layers = 1 if config.checkpoint_activations else model.layers
@@ -110,7 +115,7 @@ def estimate(config: RunConfig, model: Model) -> tuple[dict[str, int], tuple[int
     gradients = {"gradients (float32)": 4 * model.trainable}
     forward = {
         f"kept for the backward pass ({lengths.micro_batch:,} tokens)": round(
-            HEAP * (inputs + layers * per_layer + lengths.micro_batch * model.kept_elsewhere)
+            heap * (inputs + layers * per_layer + lengths.micro_batch * model.kept_elsewhere)
         ),
         "working memory of a layer": round(per_layer),
         # Kept logits, or a few blocks of them; hidden states and their gradient in float32.
@@ -130,7 +135,7 @@ def estimate(config: RunConfig, model: Model) -> tuple[dict[str, int], tuple[int
     is_apart = lengths.is_one_batch and not masters
     # Where the parameters are their own masters, gradients come to lie between activations: what these leave is then in
     # pieces that the next micro-batch's do not fit into (measured: as much again as the gradients).
-    gaps = {"gaps between gradients": 0 if is_apart or masters else grown}
+    gaps = {"gaps between gradients": 0 if is_apart or masters or is_tidy else grown}
     training = resting + (max(backward, grown) if is_apart else backward + grown + sum(gaps.values()))
     sampling = resting + sum(decoding.values()) + (grown if masters else 0)
     return {**held, **gradients, **gaps, **forward, **decoding}, (training, sampling)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from gspo.config import RunConfig
+from gspo.heap import return_blocks, returns_blocks
 from gspo.models import pick_device, without_progress_bars
 from gspo.policies.causal_lm import CausalLM, TokenScorer
 from gspo.policies.master import AdamW
@@ -126,7 +127,10 @@ def _build(config: RunConfig, given: Given, console: Console, stack: ExitStack) 
     """Parts, on the run's number of threads."""
     parts = build(config, given, console.message)
     stack.callback(parts.rewards.close)
-    threads = choose_threads(config.threads, sum(p.numel() for p in parts.loaded.model.parameters()))
+    parameters = sum(p.numel() for p in parts.loaded.model.parameters())
+    if returns_blocks(parameters):
+        return_blocks()
+    threads = choose_threads(config.threads, parameters)
     torch.set_num_threads(threads.number)
     return parts, threads
 
