@@ -39,14 +39,17 @@ class MasterWeights:
         if not self.params:
             raise ValueError("the policy has no trainable parameter")
         self.masters: dict[str, Tensor] = {}
+        self._stale: set[str] = set()
+        """Copies whose gradient is the last step's: the next to come is written over it, not added."""
         for name, param in self.params.items():
             if param.dtype in (torch.float32, torch.float64):
                 self.masters[name] = param
                 continue
             master = param.detach().float().clone().requires_grad_(True)
             master.grad = torch.zeros_like(master)
+            self._stale.add(name)
             self.masters[name] = master
-            param.register_post_accumulate_grad_hook(lambda p, m=master: _move_gradient(p, m))
+            param.register_post_accumulate_grad_hook(lambda p, n=name: self._move_gradient(p, n))
         decayed = [m for m in self.masters.values() if m.ndim >= 2]
         others = [m for m in self.masters.values() if m.ndim < 2]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -60,12 +63,14 @@ class MasterWeights:
 
     def step(self, lr: float) -> float:
         """Clip, update, clear. Returns the gradient norm of the whole step before clipping."""
+        for name in self._stale:
+            self.masters[name].grad.zero_()
         grads = [m.grad for m in self.masters.values() if m.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         value = norm.item()
         if not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient norm is {value}")
-        if self.settings.max_grad_norm > 0:
+        if 0 < self.settings.max_grad_norm < value:
             torch.nn.utils.clip_grads_with_norm_(list(self.masters.values()), self.settings.max_grad_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -74,12 +79,23 @@ class MasterWeights:
         self.publish()
         return value
 
+    @torch.no_grad()
+    def _move_gradient(self, param: nn.Parameter, name: str) -> None:
+        total = self.masters[name].grad
+        assert param.grad is not None and total is not None
+        if name in self._stale:
+            self._stale.discard(name)
+            total.copy_(param.grad)
+        else:
+            total.add_(param.grad)
+        param.grad = None
+
     def clear(self) -> None:
         for name, master in self.masters.items():
             if master is self.params[name]:
                 master.grad = None
             else:
-                master.grad.zero_()
+                self._stale.add(name)
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -117,10 +133,3 @@ class MasterWeights:
                     key: flat[f"{key}.{name}"].clone().to(master.device if key != "step" else "cpu") for key in keys
                 }
         self.publish()
-
-
-@torch.no_grad()
-def _move_gradient(param: nn.Parameter, master: Tensor) -> None:
-    assert param.grad is not None and master.grad is not None
-    master.grad.add_(param.grad)
-    param.grad = None

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 import gspo
 from gspo.policies import CausalLM, Network, TokenScorer
 from gspo.policies.layouts import cheapest
-from gspo.policies.master import AdamW
+from gspo.policies.master import AdamW, MasterWeights
 from gspo.sampling import Sampling, sampling_logits
 
 # A layout, and the price of a query-key pair that makes it attend under a mask (0: free) or by blocks (dear).
@@ -264,3 +264,15 @@ def test_a_compiled_forward_gives_the_same_gradients(layout):
         found.append(gradients(net, lambda p=policy, s=step, w=weight: p.forward_backward(s, w, [WIDE])))
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=1e-5 * max(1.0, gradient.abs().max().item()))
+
+
+def test_a_gradient_of_the_step_before_is_not_used_again():
+    """Half-precision copies keep their gradient buffers: what a step does not touch counts as zero in it."""
+    params = {name: torch.nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16)) for name in "ab"}
+    weights = MasterWeights(params.items(), AdamW(max_grad_norm=0.0))
+    norms = []
+    for names in ("ab", "a", "ab"):
+        for _ in range(2):  # two micro-batches add up
+            sum((params[name] * 3).sum() for name in names).backward()
+        norms.append(weights.step(1e-3))
+    assert norms == pytest.approx([(8 * 36) ** 0.5, (4 * 36) ** 0.5, (8 * 36) ** 0.5])
