@@ -25,6 +25,7 @@ from gspo.models import SMOLLM2, TINY, LoRA, cache_folder, character_tokenizer, 
 from gspo.policies.attention import attention_of_our_own
 from gspo.policies.likelihood import CHUNK_ELEMENTS
 from gspo.policies.linear_head import CACHED_ELEMENTS
+from gspo.policies.prefixes import pack
 from gspo.renderers import Renderer
 
 UNKNOWN_PROMPT = 64
@@ -102,6 +103,10 @@ def estimate(config: RunConfig, model: Model) -> tuple[dict[str, int], tuple[int
     sampled = min(config.sampler_rows, config.prompts_per_step * config.group_size)
     own_prompts = min(config.prompts_per_step, -(-sampled // config.group_size))
     cached = sampled * config.sampling.max_completion_tokens + own_prompts * lengths.prompt
+    evaluated = min(config.sampler_rows, config.evaluation.prompts)  # one attempt each, and each with its own prompt
+    longest = config.evaluation.max_completion_tokens or config.sampling.max_completion_tokens
+    cached = max(cached, evaluated * (longest + lengths.prompt))
+    sampled = max(sampled, evaluated)
     reads = {need for term in as_terms((config.objective, *config.terms)) for need in term.traits.needs}
     has_reference = "reference" in {*reads, *config.advantage.traits.needs} and not config.lora.rank
     masters = 4 * model.trainable if is_half and not config.lora.rank else 0
@@ -161,9 +166,14 @@ def read_lengths(config: RunConfig) -> Lengths:
     block = prompt + limit if is_padded else prompt + group * limit
     blocks = prompts * group if is_padded else prompts
     together = min(blocks, max(1, config.micro_batch_tokens // block))
+    tokens = together * block
+    first = first_prompts(config)[:together]
+    if first and not is_padded:  # prompts that begin alike share that too
+        rows = [ids for ids in first for _ in range(group)]
+        tokens = min(tokens, len(pack(rows, [(-1 - i,) * limit for i in range(len(rows))])))
     return Lengths(
         prompt=prompt,
-        micro_batch=together * block,
+        micro_batch=tokens,
         predicted=together * limit * (1 if is_padded else group),
         is_one_batch=together == blocks,
     )
