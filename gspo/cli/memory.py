@@ -22,7 +22,7 @@ from gspo.data import load_dataset, rows_at
 from gspo.functional import as_terms
 from gspo.heap import returns_blocks
 from gspo.models import SMOLLM2, TINY, LoRA, cache_folder, character_tokenizer, tiny_shape, with_lora
-from gspo.policies.attention import attention_of_our_own
+from gspo.policies.attention import Layer, attention_of_our_own
 from gspo.policies.likelihood import CHUNK_ELEMENTS
 from gspo.policies.linear_head import CACHED_ELEMENTS
 from gspo.policies.prefixes import pack
@@ -290,7 +290,7 @@ def _with_fake_tensors(model: nn.Module) -> set[int]:
 class _CountedAttention:
     """Keeps what fused attention keeps: query, key, value, output, and a number per head."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, layer: Layer) -> Tensor:
         return _Kept.apply(query, key, value)
 
 

@@ -6,7 +6,7 @@ of the model's own implementation: transformers hands it each layer's rotated qu
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -15,24 +15,23 @@ NAME = "gspo"
 """Name under which transformers finds `_dispatch`."""
 
 
+class Layer(NamedTuple):
+    """What a layer says of its attention."""
+
+    index: int
+    scale: float
+    """Multiplies the scores."""
+    softcap: float | None
+    """Bounds the scores by tanh."""
+    window: int | None
+    """Positions that a token sees, its own included, in a layer of sliding attention."""
+
+
 class Attention(Protocol):
     """One forward pass's attention; called once per layer."""
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        layer: int,
-        scale: float,
-        softcap: float | None,
-        window: int | None,
-    ) -> Tensor:
-        """[R,H,L,D] query and [R,K,L,D] key, value (H a multiple of K) -> [R,L,H,D].
-
-        `softcap` bounds the scores by tanh; a layer of sliding attention sees `window` positions, its own included.
-        """
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, layer: Layer) -> Tensor:
+        """[R,H,L,D] query and [R,K,L,D] key, value (H a multiple of K) -> [R,L,H,D]."""
         ...
 
 
@@ -52,9 +51,9 @@ def _dispatch(
 ) -> tuple[Tensor, None]:
     if s_aux is not None:
         raise ValueError(f"{type(module).__name__} has attention sinks")
-    layer: Any = module.layer_idx
+    index: Any = module.layer_idx
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = gspo_attention.attend(query, key, value, layer=layer, scale=scale, softcap=softcap, window=sliding_window)
+    out = gspo_attention.attend(query, key, value, Layer(index, scale, softcap, sliding_window))
     return out, None
 
 

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gspo.policies.attention import Layer
+
 HALVE_ABOVE = 256
 """Causal blocks longer than this are attended to in halves: the CPU kernel computes what a causal mask discards."""
 
@@ -34,17 +36,8 @@ class MaskedRows:
         self.length = int(positions.max()) + 1 if positions.numel() else 0
         self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        layer: int,
-        scale: float,
-        softcap: float | None,
-        window: int | None,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, layer: Layer) -> Tensor:
+        _, scale, softcap, window = layer
         mask = self._mask(window if window is not None and window < self.length else None, query.dtype)
         if softcap is None:
             is_grouped = query.shape[1] != key.shape[1]
@@ -117,19 +110,10 @@ class Blocks:
         self.length = int(positions.max()) + 1 if len(positions) else 0
         self._rows: MaskedRows | None = None
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        layer: int,
-        scale: float,
-        softcap: float | None,
-        window: int | None,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, layer: Layer) -> Tensor:
+        _, scale, softcap, window = layer
         if softcap is not None or (window is not None and window < self.length):
-            return self._masked().attend(query, key, value, layer=layer, scale=scale, softcap=softcap, window=window)
+            return self._masked().attend(query, key, value, layer)
         return _BlockAttention.apply(query, key, value, self.blocks, scale)
 
     def _masked(self) -> MaskedRows:
@@ -224,17 +208,8 @@ class FlexRows:
         self.length = int(positions.max()) + 1 if positions.numel() else 0
         self._masks: dict[int | None, Any] = {}
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        layer: int,
-        scale: float,
-        softcap: float | None,
-        window: int | None,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, layer: Layer) -> Tensor:
+        _, scale, softcap, window = layer
         from torch.nn.attention.flex_attention import flex_attention
 
         run = _compiled_flex() if query.is_cuda else flex_attention

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gspo.policies.attention import Layer
 from gspo.samplers.kv_store import Block
 
 SMALL_KEYS, SMALL_QUERIES = 32, 8
@@ -71,17 +72,8 @@ class Prefill:
         self.is_packed = bool(lengths.min() < lengths.max())
         self.place = torch.from_numpy(row * self.shape[1] + column).to(device)
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        layer: int,
-        scale: float,
-        softcap: float | None,
-        window: int | None,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, layer: Layer) -> Tensor:
+        _, scale, softcap, window = layer
         query, key, value = (self._padded(x) for x in (query, key, value))
         self.kept += [key, value]
         groups = query.shape[1] // key.shape[1]
@@ -191,23 +183,14 @@ class Decode:
             self._biases[part, window] = make(window)
         return self._biases[part, window]
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        layer: int,
-        scale: float,
-        softcap: float | None,
-        window: int | None,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, layer: Layer) -> Tensor:
+        index, scale, softcap, window = layer
         rows, heads, _, width = query.shape
         kv_heads = key.shape[1]
         query = query.view(rows, kv_heads, heads // kv_heads, width)
-        keys, values = self._with_new(layer, key, value)
+        keys, values = self._with_new(index, key, value)
         own, own_log_sum = _part(query, keys, values, scale, softcap, self._bias("own", window, self._own_bias))
-        prompt, prompt_log_sum = self._prompt_part(query, layer, scale, softcap, window)
+        prompt, prompt_log_sum = self._prompt_part(query, layer)
         weight = torch.sigmoid(prompt_log_sum - own_log_sum)
         return torch.lerp(own, prompt, weight.to(own.dtype)).reshape(rows, 1, heads, -1)
 
@@ -253,15 +236,14 @@ class Decode:
         seated = self.seats.seated(torch.from_numpy(visible).to(buffer.device))  # [P,S,L]
         return _bias(seated if is_windowed else seated[:, :1], buffer.dtype)[:, None]
 
-    def _prompt_part(
-        self, query: Tensor, layer: int, scale: float, softcap: float | None, window: int | None
-    ) -> tuple[Tensor, Tensor]:
+    def _prompt_part(self, query: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
         """[R,K,r,D] queries -> the average of the prompt's values [R,K,r,D] and its log-sum-exp [R,K,r,1]."""
+        index, scale, softcap, window = layer
         prompts, seats = self.seats.shape
         repeats = query.shape[2]
         longest = int(self.lengths.max())
-        keys = self.prompts.keys(layer)[:prompts, :, :longest]
-        values = self.prompts.values(layer)[:prompts, :, :longest]
+        keys = self.prompts.keys(index)[:prompts, :, :longest]
+        values = self.prompts.values(index)[:prompts, :, :longest]
         seated = self.seats.seated(query).transpose(1, 2).flatten(2, 3)  # [P,K,S*r,D]
         bias = self._bias("prompt", window, self._prompt_bias)
         if bias is not None and bias.shape[2] > 1:

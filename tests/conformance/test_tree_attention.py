@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from gspo.policies.attention import Layer
 from gspo.policies.prefixes import pack
 from gspo.policies.tree_attention import Blocks, FlexRows, MaskedRows, blocks_of
 
@@ -52,7 +53,7 @@ def blocks(packed):
 
 def run(attention, inputs, pull, softcap, window):
     leaves = [x.clone().requires_grad_(True) for x in inputs]
-    out = attention.attend(*leaves, layer=0, scale=0.3, softcap=softcap, window=window)
+    out = attention.attend(*leaves, Layer(0, 0.3, softcap, window))
     (out * pull).sum().backward()
     return [out.detach(), *(x.grad for x in leaves)]
 
@@ -88,10 +89,10 @@ def test_flex_attention_forward_is_the_same(softcap, window):
     """Its backward pass runs on a GPU only: tests/gpu."""
     packed = packed_tokens(2)
     *inputs, _ = tensors(len(packed), torch.float32)
-    arguments = {"layer": 0, "scale": 0.3, "softcap": softcap, "window": window}
+    layer = Layer(0, 0.3, softcap, window)
     with torch.no_grad():
-        got = rows(FlexRows, packed).attend(*inputs, **arguments)
-        want = rows(MaskedRows, packed).attend(*inputs, **arguments)
+        got = rows(FlexRows, packed).attend(*inputs, layer)
+        want = rows(MaskedRows, packed).attend(*inputs, layer)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 
