@@ -136,7 +136,7 @@ class RunConfig:
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps."""
     threads: int = 0
-    """CPU threads; 0 is one for models under 20 M parameters, else all cores. Part of what makes a run bit-equal."""
+    """CPU threads; 0: one under 20 M parameters, else the cores that are free. Part of what makes a run bit-equal."""
     steps: int = 100
     """Rollout batches of the whole run."""
     prompts_per_step: int = 32

@@ -159,7 +159,8 @@ def resident() -> int:
 
 
 def read_lengths(config: RunConfig) -> Lengths:
-    prompt, limit = _prompt_tokens(config), config.sampling.max_completion_tokens
+    found, limit = first_prompts(config), config.sampling.max_completion_tokens
+    prompt = max(map(len, found), default=UNKNOWN_PROMPT)
     prompts, group = max(1, config.prompts_per_step // config.updates_per_step), config.group_size
     is_padded = config.layout in ("padded", "packed")
     # What goes forward together: a completion with its prompt, or a prompt with all its completions.
@@ -167,7 +168,7 @@ def read_lengths(config: RunConfig) -> Lengths:
     blocks = prompts * group if is_padded else prompts
     together = min(blocks, max(1, config.micro_batch_tokens // block))
     tokens = together * block
-    first = first_prompts(config)[:together]
+    first = found[:together]
     if first and not is_padded:  # prompts that begin alike share that too
         rows = [ids for ids in first for _ in range(group)]
         tokens = min(tokens, len(pack(rows, [(-1 - i,) * limit for i in range(len(rows))])))
@@ -177,11 +178,6 @@ def read_lengths(config: RunConfig) -> Lengths:
         predicted=together * limit * (1 if is_padded else group),
         is_one_batch=together == blocks,
     )
-
-
-def _prompt_tokens(config: RunConfig) -> int:
-    """The longest of the run's first prompts, in tokens."""
-    return max(map(len, first_prompts(config)), default=UNKNOWN_PROMPT)
 
 
 def first_prompts(config: RunConfig) -> list[tuple[int, ...]]:

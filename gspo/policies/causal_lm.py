@@ -13,7 +13,7 @@ from gspo.policies.base import StepResult
 from gspo.policies.layouts import LayoutName, lay_out
 from gspo.policies.likelihood import token_logprobs
 from gspo.policies.master import AdamW, MasterWeights
-from gspo.policies.micro_batches import balanced, blocks_of_rows, by_width, shared_tokens
+from gspo.policies.micro_batches import balanced, blocks_of_rows, by_width, repeated_tokens, shared_tokens
 from gspo.policies.network import Network
 from gspo.sampling import Sampling
 from gspo.types import Explanation, Scores, Step
@@ -103,17 +103,19 @@ class TokenScorer:
         """
         payload: TokenPayload = step.payload
         is_padded = self.allowed_layout == "padded"
-        blocks = blocks_of_rows(self._block_keys(step, is_padded))
+        blocks = blocks_of_rows(self._block_keys(step))
         if is_padded:
             return by_width(blocks, payload.prompt, payload.completion, self.micro_batch_tokens)
-        tokens = [shared_tokens(payload.prompt, payload.completion, rows) for rows in blocks]
+        count = repeated_tokens if self.layout == "packed" else shared_tokens
+        tokens = [count(payload.prompt, payload.completion, rows) for rows in blocks]
         return balanced(blocks, tokens, self.micro_batch_tokens)
 
-    def _block_keys(self, step: Step, is_padded: bool) -> Sequence[Hashable]:
+    def _block_keys(self, step: Step) -> Sequence[Hashable]:
         """What must stay together, by row: a group, a prompt, or just the row."""
         if self.keeps_groups_whole:
             return step.group.tolist()
-        return range(len(step.group)) if is_padded else step.payload.prompt
+        is_shared = self.allowed_layout in ("auto", "shared_prefix")
+        return step.payload.prompt if is_shared else range(len(step.group))
 
 
 class CausalLM:

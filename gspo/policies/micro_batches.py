@@ -19,6 +19,11 @@ def shared_tokens(prompts: Sequence[Ids], completions: Sequence[Ids], rows: Sequ
     return sum(map(len, {prompts[i] for i in rows})) + sum(len(completion) for _, completion in distinct)
 
 
+def repeated_tokens(prompts: Sequence[Ids], completions: Sequence[Ids], rows: Sequence[int]) -> int:
+    """Tokens of a block when every row brings its own prompt."""
+    return sum(len(prompts[i]) + len(completions[i]) for i in rows)
+
+
 def by_width(
     blocks: Sequence[list[int]], prompts: Sequence[Ids], completions: Sequence[Ids], budget: int
 ) -> list[list[int]]:

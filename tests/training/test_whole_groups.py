@@ -87,8 +87,8 @@ def test_rows_of_groups_without_any_advantage_are_left_out_as_groups():
     assert live_rows(mixed, (gspo.DPO(),)) == trained
 
 
-@pytest.mark.parametrize("layout", ["packed", "shared_prefix", "auto"])
-def test_micro_batches_of_packed_rows_are_balanced_and_keep_prompts_together(layout):
+@pytest.mark.parametrize("layout", ["shared_prefix", "auto"])
+def test_micro_batches_of_shared_rows_are_balanced_and_keep_prompts_together(layout):
     step = ragged_step(7, groups=12)
     for budget in (1, 40, 100, 10**6):
         scorer = policy_of(network(), budget, layout, keeps=False).scorer
@@ -100,3 +100,15 @@ def test_micro_batches_of_packed_rows_are_balanced_and_keep_prompts_together(lay
         assert all(total <= budget or len(held) == 1 for total, held in zip(tokens, prompts, strict=True))
         if budget == 100:
             assert len(batches) <= 1.5 * sum(tokens) / budget + 1 and max(tokens) < 1.6 * min(tokens)
+
+
+def test_packed_rows_count_each_prompt_they_repeat():
+    """What goes forward stays in the budget: a packed row brings its prompt again."""
+    step = ragged_step(7, groups=12)
+    for budget in (20, 60, 10**6):
+        scorer = policy_of(network(), budget, "packed", keeps=False).scorer
+        batches = scorer.micro_batches(step)
+        assert sorted(row for rows in batches for row in rows) == list(range(len(step.mask)))
+        for rows in batches:
+            part = step.rows(rows).payload
+            assert len(rows) == 1 or sum(map(len, (*part.prompt, *part.completion))) <= budget
