@@ -10,8 +10,8 @@ six of its thirty layers, 4,096 words), up to the gradient of every parameter of
 - package: `prefix-grouper` from the package index, the reference implementation of Prefix Grouper (2506.05433), on the
   same model through transformers' AttentionInterface. Handed sdpa, as it comes, it gives wrong answers: sdpa gets its
   two-dimensional padding masks, which are not causal; and masks made as `ids != padding id` drop a padding id that
-  stands in the text. The first table has the errors. The side that is timed gets causal masks made here, once per pass, and
-  masks from lengths. All sides score with gspo's own likelihood.
+  stands in the text. The first table has the errors. The side that is timed gets causal masks made here, once per
+  pass, and masks from lengths. All sides score with gspo's own likelihood.
 
 `bound` is what the counted multiply-adds allow: those of repeated over those of shared, pointwise layers, query-key
 pairs that are seen (a causal triangle counts half) and the head over the completions. Sides take turns; medians.
