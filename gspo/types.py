@@ -6,8 +6,8 @@
 A *unit* is the smallest thing the policy chose; for a causal language model it is a completion token, the
 stop token included. Prompt tokens are not units.
 
-`Completion` -> `Rollout` -> `Group` -> `Sample` -> `Step`: what the sampler said, what was scored, what is
-compared, what is trained on, and the tensors of one optimizer step.
+`Completion` -> `Turn` -> `Rollout` -> `Group` -> `Sample` -> `Step`: what the sampler said, what it had read before,
+what was scored, what is compared, what is trained on, and the tensors of one optimizer step.
 """
 
 from dataclasses import dataclass, field
@@ -19,6 +19,14 @@ from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
 RewardStatus = Literal["ok", "none", "error", "timeout", "nan"]
+Ending = Literal["done", "env_truncated", "max_turns", "max_tokens", "cut", "env_error", "env_timeout", "rollout_timeout"]
+"""Why a rollout ended: the policy or the environment ended it; the environment by a limit of its own; the run's limit on
+turns, on tokens; a completion cut by its token limit; the environment raised or gave a wrong type; one call of it, or
+all of the rollout's calls, took too long."""
+TRUNCATED: tuple[Ending, ...] = ("env_truncated", "max_turns", "max_tokens", "cut")
+"""Endings by a limit."""
+FAILED_ENDINGS: tuple[Ending, ...] = ("env_error", "env_timeout", "rollout_timeout")
+"""Endings that are nobody's merit: not trained, or scored, as the run says."""
 Need = Literal["old", "reference", "rewards", "entropy", "entropy_gradient", "sampler", "old_entropy"]
 """What a term reads beyond the current log-probs: old or reference log-probs, rewards, the policy's entropy (value,
 or with gradient), the sampler's log-probs, the old policy's entropy."""
@@ -43,6 +51,20 @@ class Completion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One exchange: what the policy had read, and what it said.
+
+    Where a conversation goes on, `prompt_ids` of the next turn begins with this one's prompt and completion, sampled
+    ids untouched; what stands behind them was said by the environment.
+    """
+
+    prompt_ids: tuple[int, ...]
+    completion: Completion
+    reward: float = float("nan")
+    """The environment's reward of this turn; NaN where it gave none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rollout:
     """One scored attempt at a prompt."""
 
@@ -50,15 +72,35 @@ class Rollout:
     """Position of the group in the rollout batch."""
     index: int
     """Position of this rollout in its group, 0..G-1."""
-    completion: Completion
+    turns: tuple[Turn, ...]
+    """At least one, unless the environment failed before the first."""
     text: str
-    """The decoded completion, special tokens removed: what reward functions read."""
+    """The decoded last completion, special tokens removed: what reward functions read."""
+    ending: Ending = "done"
     rewards: tuple[float, ...] = ()
     """[K] one score per reward function; NaN where `statuses` is not "ok"."""
     statuses: tuple[RewardStatus, ...] = ()
     """[K] what became of each reward call."""
     reward: float = float("nan")
     """Weighted sum of `rewards`; NaN when the rollout could not be scored."""
+
+    @property
+    def completion(self) -> Completion:
+        """All that the policy said, one turn after another; the last turn says how it ended."""
+        said = [turn.completion for turn in self.turns]
+        if len(said) == 1:
+            return said[0]
+        return Completion(
+            ids=tuple(i for completion in said for i in completion.ids),
+            logprobs=tuple(x for completion in said for x in completion.logprobs),
+            policy_version=min((completion.policy_version for completion in said), default=0),
+            finish_reason=said[-1].finish_reason if said else "length",
+        )
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether a limit ended it."""
+        return self.ending in TRUNCATED or self.completion.finish_reason == "length"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +118,11 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One rollout flattened for training: token ids and which of them the policy chose.
+    """One rollout, or a part of it, flattened for training: token ids and which of them the policy chose.
 
-    Example: prompt ids (5, 11, 6, 13), completion ids (9, 1) where 1 is `<eos>`; both completion ids are units.
+    Example: prompt ids (5, 11, 6, 13), completion ids (9, 1) where 1 is `<eos>`; both completion ids are units. In a
+    conversation completion ids go on with what the environment said, which `mask` leaves out: (9, 1, 4, 4, 8, 1) with
+    mask (True, True, False, False, True, True).
     """
 
     group_id: int
@@ -88,17 +132,26 @@ class Sample:
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     sampler_logprobs: tuple[float, ...]
+    """One per completion id; 0 where the environment spoke."""
     advantage: float | tuple[float, ...]
-    """One for the row, or one per completion unit."""
+    """One for the row, or one per completion id (0 where the environment spoke)."""
     reward: float
     is_trained: bool
     """False masks the whole row (unscored, or cut off under the overlong filter); the row still counts as a row."""
+    part: int = 0
+    """Position among the rows of its rollout: a conversation whose history was rewritten becomes several."""
+    mask: tuple[bool, ...] | None = None
+    """Which completion ids the policy chose; None stands for all."""
+
+    @property
+    def num_units(self) -> int:
+        return len(self.completion_ids) if self.mask is None else sum(self.mask)
 
     @property
     def mean_advantage(self) -> float:
         """The row's advantage, or the mean of its units' advantages."""
         if isinstance(self.advantage, tuple):
-            return sum(self.advantage) / max(len(self.advantage), 1)
+            return sum(self.advantage) / max(self.num_units, 1)
         return self.advantage
 
 

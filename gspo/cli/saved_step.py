@@ -66,6 +66,9 @@ def _step(rows: list[dict[str, Any]]) -> Step:
     lengths = np.array([len(row["completion_ids"]) for row in rows])
     trained = np.array([row.get("is_trained", True) for row in rows])
     mask = torch.as_tensor((np.arange(lengths.max())[None] < lengths[:, None]) & trained[:, None])
+    for i, row in enumerate(rows):
+        if row.get("mask") is not None:  # a conversation: what the environment said is no unit
+            mask[i, : lengths[i]] &= torch.tensor(row["mask"])
     has_reference = all(row.get("reference_logprobs") is not None for row in rows)
     tensor = lambda name: torch.tensor([row[name] for row in rows], dtype=torch.float64)  # noqa: E731
     return Step(
@@ -74,11 +77,16 @@ def _step(rows: list[dict[str, Any]]) -> Step:
         old_logprobs=_padded(rows, "old_logprobs"),
         length=mask.sum(dim=1),
         group=torch.tensor([row["group"] for row in rows]),
-        rollout=torch.arange(len(rows)),
+        rollout=_rollouts(rows),
         rewards=tensor("reward"),
         reference_logprobs=_padded(rows, "reference_logprobs") if has_reference else None,
         sampler_logprobs=_padded(rows, "sampler_logprobs"),
     )
+
+
+def _rollouts(rows: list[dict[str, Any]]) -> torch.Tensor:
+    """[B] number of the rollout of each row; parts of one follow each other."""
+    return torch.tensor([row.get("part", 0) == 0 for row in rows]).cumsum(dim=0) - 1
 
 
 def _padded(rows: list[dict[str, Any]], name: str) -> torch.Tensor:

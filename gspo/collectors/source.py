@@ -12,7 +12,7 @@ from gspo.renderers import Renderer
 from gspo.rewards import Rewards, Scored, check_failures, joined
 from gspo.samplers.base import Sampler, SampleRequest, SamplesEach
 from gspo.sampling import Sampling
-from gspo.types import Completion, Group, Rollout
+from gspo.types import Completion, Group, Rollout, Turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,25 +92,26 @@ class GroupSource:
         self, ended: Sequence[tuple[int, int, Row, tuple[int, ...], list[Completion]]]
     ) -> tuple[list[Group], Scored]:
         """Groups of (number in the wave, prompt id, row, prompt ids, completions)."""
-        flat = [(number, index, row, c) for number, _, row, _, group in ended for index, c in enumerate(group)]
+        flat = [(number, index, row, ids, c) for number, _, row, ids, group in ended for index, c in enumerate(group)]
         texts = [self.renderer.text(completion.ids) for *_, completion in flat]
         scored = self.rewards.score(
-            [row["prompt"] for _, _, row, _ in flat],
+            [row["prompt"] for _, _, row, *_ in flat],
             [self.renderer.answer(text) for text in texts],
             [list(completion.ids) for *_, completion in flat],
-            columns_of([row for _, _, row, _ in flat]),
+            columns_of([row for _, _, row, *_ in flat]),
         )
         rollouts = iter(
             Rollout(
                 group_id=number,
                 index=index,
-                completion=completion,
+                turns=(Turn(prompt_ids=ids, completion=completion),),
                 text=text,
+                ending="cut" if completion.finish_reason == "length" else "done",
                 rewards=tuple(scored.values[i].tolist()),
                 statuses=tuple(scored.statuses[i]),
                 reward=float(scored.total[i]),
             )
-            for i, ((number, index, _, completion), text) in enumerate(zip(flat, texts, strict=True))
+            for i, ((number, index, _, ids, completion), text) in enumerate(zip(flat, texts, strict=True))
         )
         groups = [
             Group(

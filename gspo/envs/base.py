@@ -11,7 +11,7 @@ What else an environment can do is a small protocol of its own: `Scores` (a rewa
 
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from gspo.renderers import Messages
 from gspo.tasks.base import Row
@@ -90,10 +90,3 @@ class Evaluates(Protocol):
 
     def evaluate(self, action: Action) -> Maybe[Observation]: ...
 
-
-Ending = Literal["done", "env_truncated", "max_turns", "max_tokens", "cut", "env_error", "env_timeout", "rollout_timeout"]
-"""Why a rollout ended: the environment said so; by a limit of its own; the run's limit on turns, on tokens; a completion
-cut by its token limit; the environment raised or gave a wrong type; a call of it, or all of the rollout, took too long."""
-
-FAILURES: tuple[Ending, ...] = ("env_error", "env_timeout", "rollout_timeout")
-"""Endings that are nobody's merit: excluded from training, or scored, as the run says."""

@@ -9,6 +9,7 @@ import torch
 from gspo.advantages.base import AdvantageInput
 from gspo.policies.causal_lm import TokenPayload
 from gspo.requirements import VALUE_COLUMN
+from gspo.training.sequences import pieces_of
 from gspo.types import Group, Rollout, Sample, Step
 
 
@@ -52,51 +53,66 @@ def _values(groups: Sequence[Group]) -> torch.Tensor | None:
 
 
 def flatten(groups: Sequence[Group], advantage: torch.Tensor, drop_truncated: bool) -> list[Sample]:
-    """One training sample per rollout. Unscored rollouts, and cut ones under the overlong filter, are not trained."""
+    """One training sample per sequence of a rollout's turns; there is one, while the conversation only grows.
+
+    `advantage` is one per rollout, or one per unit of each rollout, turn after turn. Unscored rollouts, and those that
+    a limit ended under the overlong filter, are not trained.
+    """
     samples: list[Sample] = []
-    for group in groups:
-        for rollout in group.rollouts:
-            is_scored = rollout.reward == rollout.reward
-            is_cut = rollout.completion.finish_reason == "length"
+    rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
+    for number, (group, rollout) in enumerate(rollouts):
+        is_scored = rollout.reward == rollout.reward
+        units = 0
+        for part, piece in enumerate(pieces_of(rollout.turns)):
             samples.append(
                 Sample(
                     group_id=rollout.group_id,
-                    rollout_id=len(samples),
+                    rollout_id=number,
+                    part=part,
                     index=rollout.index,
-                    prompt_ids=group.prompt_ids,
-                    completion_ids=rollout.completion.ids,
-                    sampler_logprobs=rollout.completion.logprobs,
-                    advantage=_of_row(advantage[len(samples)], len(rollout.completion.ids)),
+                    prompt_ids=piece.prompt_ids or group.prompt_ids,
+                    completion_ids=piece.ids,
+                    mask=None if all(piece.mask) else piece.mask,
+                    sampler_logprobs=piece.logprobs,
+                    advantage=_of_piece(advantage[number], units, piece.mask),
                     reward=rollout.reward,
-                    is_trained=is_scored and not (drop_truncated and is_cut),
+                    is_trained=is_scored and not (drop_truncated and rollout.is_truncated),
                 )
             )
+            units += sum(piece.mask)
     return samples
 
 
-def _of_row(advantage: torch.Tensor, length: int) -> float | tuple[float, ...]:
-    return float(advantage) if advantage.ndim == 0 else tuple(advantage[:length].tolist())
+def _of_piece(advantage: torch.Tensor, start: int, mask: Sequence[bool]) -> float | tuple[float, ...]:
+    """A rollout's one advantage; or those of its units from `start` on, laid on a piece's chosen ids."""
+    if advantage.ndim == 0:
+        return float(advantage)
+    units = iter(advantage[start : start + sum(mask)].tolist())
+    return tuple(next(units) if is_unit else 0.0 for is_unit in mask)
 
 
 def mini_batches(samples: Sequence[Sample], number: int, seed: int, step: int) -> list[list[Sample]]:
-    """Whole groups, shuffled by (seed, step), in `number` mini-batches of equally many groups."""
+    """Whole groups, shuffled by (seed, step), in `number` mini-batches of equally many groups, or nearly so.
+
+    With fewer groups than that there are as many mini-batches as groups.
+    """
     groups: dict[int, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.group_id, []).append(sample)
     order = np.random.Generator(np.random.Philox(key=[seed, step])).permutation(len(groups))
     members = list(groups.values())
-    size = len(groups) // number
-    return [[s for g in order[i * size : (i + 1) * size] for s in members[g]] for i in range(number)]
+    parts = np.array_split(order, min(number, len(groups)))
+    return [[sample for g in part for sample in members[g]] for part in parts]
 
 
 def assemble(samples: Sequence[Sample], device: torch.device) -> Step:
     """The step of a mini-batch; old log-probs are the sampler's until `with_old_logprobs` replaces them."""
-    width = max(len(sample.completion_ids) for sample in samples)
+    width = max(1, *(len(sample.completion_ids) for sample in samples))
     mask = np.zeros((len(samples), width), dtype=bool)
     sampler = np.zeros((len(samples), width), dtype=np.float32)
     for row, sample in enumerate(samples):
         length = len(sample.completion_ids)
-        mask[row, :length] = sample.is_trained
+        mask[row, :length] = sample.is_trained and (sample.mask or True)
         sampler[row, :length] = sample.sampler_logprobs if sample.is_trained else 0.0
     on_device = lambda x: torch.as_tensor(x).to(device)  # noqa: E731
     sampler_logprobs = on_device(sampler)

@@ -58,42 +58,53 @@ def write_rollouts(
     samples: Sequence[Sample],
     renderer: Renderer,
 ) -> None:
-    """One row per completion. `logprobs` and `entropy` are the policy's at the last update that trained the row; a row
-    that skipped the network keeps its old log-probs and has no entropy."""
-    trained = _facts_by_rollout(updates)
+    """One row per training sequence. `logprobs` and `entropy` are the policy's at the last update that trained the row;
+    a row that skipped the network keeps its old log-probs and has no entropy. In a conversation `mask` says which
+    completion ids the policy chose; it is null where that is all of them."""
+    trained = _facts_by_sample(updates)
+    rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
     rows: list[dict[str, Any]] = []
-    for group in groups:
-        for rollout in group.rollouts:
-            number = len(rows)
-            completion = rollout.completion
-            units = trained.get(number, UnitFacts(old=list(completion.logprobs), now=list(completion.logprobs)))
-            answer = group.columns.get("answer")
-            rows.append(
-                {
-                    "step": step,
-                    "prompt_id": group.prompt_id,
-                    "group": rollout.group_id,
-                    "index": rollout.index,
-                    "prompt": group.prompt_text,
-                    "completion": rollout.text,
-                    "prompt_ids": list(group.prompt_ids),
-                    "completion_ids": list(completion.ids),
-                    "tokens": renderer.pieces(completion.ids),
-                    "sampler_logprobs": list(completion.logprobs),
-                    "old_logprobs": units.old,
-                    "logprobs": units.now,
-                    "reference_logprobs": units.reference,
-                    "entropy": units.entropy,
-                    "is_trained": samples[number].is_trained,
-                    "reward": rollout.reward,
-                    **{f"reward/{name}": value for name, value in zip(names, rollout.rewards, strict=True)},
-                    "advantage": samples[number].mean_advantage,
-                    "finish_reason": completion.finish_reason,
-                    "policy_version": completion.policy_version,
-                    "answer": None if answer is None else str(answer),
-                }
-            )
+    for sample in samples:
+        group, rollout = rollouts[sample.rollout_id]
+        completion = rollout.completion
+        before = list(sample.sampler_logprobs)
+        units = trained.get(_key(sample), UnitFacts(old=before, now=before))
+        answer = group.columns.get("answer")
+        is_whole = len(rollout.turns) == 1
+        rows.append(
+            {
+                "step": step,
+                "prompt_id": group.prompt_id,
+                "group": rollout.group_id,
+                "index": rollout.index,
+                "part": sample.part,
+                "prompt": group.prompt_text if is_whole else renderer.prompt_text(sample.prompt_ids),
+                "completion": rollout.text if is_whole else renderer.text(sample.completion_ids),
+                "prompt_ids": list(sample.prompt_ids),
+                "completion_ids": list(sample.completion_ids),
+                "mask": None if sample.mask is None else list(sample.mask),
+                "tokens": renderer.pieces(sample.completion_ids),
+                "sampler_logprobs": before,
+                "old_logprobs": units.old,
+                "logprobs": units.now,
+                "reference_logprobs": units.reference,
+                "entropy": units.entropy,
+                "is_trained": sample.is_trained,
+                "reward": rollout.reward,
+                **{f"reward/{name}": value for name, value in zip(names, rollout.rewards, strict=True)},
+                "advantage": sample.mean_advantage,
+                "finish_reason": completion.finish_reason,
+                "ending": rollout.ending,
+                "turns": len(rollout.turns),
+                "policy_version": completion.policy_version,
+                "answer": None if answer is None else str(answer),
+            }
+        )
     _write(folder.rollouts, step, rows)
+
+
+def _key(sample: Sample) -> tuple[int, int]:
+    return sample.rollout_id, sample.part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +117,9 @@ class UnitFacts:
     entropy: list[float] | None = None
 
 
-def _facts_by_rollout(updates: Sequence[Update]) -> dict[int, UnitFacts]:
-    """rollout number -> log-probs and entropy of its units, at the last update that trained it."""
-    found: dict[int, UnitFacts] = {}
+def _facts_by_sample(updates: Sequence[Update]) -> dict[tuple[int, int], UnitFacts]:
+    """(rollout, part) -> log-probs and entropy of its ids, at the last update that trained it."""
+    found: dict[tuple[int, int], UnitFacts] = {}
     for update in updates:
         step, result = update.batch.step, update.result
         old = step.old_logprobs.cpu().numpy()
@@ -119,10 +130,10 @@ def _facts_by_rollout(updates: Sequence[Update]) -> dict[int, UnitFacts]:
             known = None if reference is None else reference[row, :length].tolist()
             before = old[row, :length].tolist()
             if result is None or row not in position:
-                found.setdefault(sample.rollout_id, UnitFacts(old=before, now=before, reference=known))
+                found.setdefault(_key(sample), UnitFacts(old=before, now=before, reference=known))
                 continue
             now, entropy = (x[position[row], :length].tolist() for x in (result.logprobs, result.entropy))
-            found[sample.rollout_id] = UnitFacts(old=before, now=now, reference=known, entropy=entropy)
+            found[_key(sample)] = UnitFacts(old=before, now=now, reference=known, entropy=entropy)
     return found
 
 
@@ -152,7 +163,7 @@ def write_ledger(folder: RunFolder, step: int, updates: Sequence[Update]) -> Non
                     "update": index,
                     "group": sample.group_id,
                     "index": sample.index,
-                    "length": len(sample.completion_ids),
+                    "length": sample.num_units,
                     "advantage": sample.mean_advantage,
                     "gradient_share": float(pull[row] / total),
                     **skipped,

@@ -27,7 +27,7 @@ from gspo.training.update import (
     prepare,
     run_updates,
 )
-from gspo.types import Group
+from gspo.types import Group, Sample
 
 
 def train_steps(
@@ -58,7 +58,7 @@ def train_steps(
             choice, mismatch = settle_old_logprobs(parts, state, batches[0])
             batches = prepare(batches, parts.policy, parts.terms, reference, rescore_old=choice == "policy")
         with clock.time("update"):
-            rates = [_lr(parts, state.version + i) for i in range(config.updates_per_step * config.epochs)]
+            rates = [_lr(parts, state.version + i) for i in range(len(batches) * config.epochs)]
             updates, term_states = run_updates(
                 parts.policy, batches, parts.terms, config.epochs, rates, state.objective or ()
             )
@@ -69,7 +69,7 @@ def train_steps(
             step=state.step + 1,
             version=state.version + len(updates),
             cursor=collected.cursor,
-            num_tokens=state.num_tokens + _tokens(collected),
+            num_tokens=state.num_tokens + _tokens(samples),
             old_logprobs=choice,
             advantage=advantage_state,
             objective=term_states,
@@ -96,7 +96,7 @@ def train_steps(
                 state = replace(keep_best(parts, state, results, folder), after=evaluation_record(results))
         state = replace(state, seconds=time.perf_counter() - started)
         seconds = time.perf_counter() - step_started
-        metrics |= {"step_time": seconds, "tokens_per_second": _tokens(collected) / seconds}
+        metrics |= {"step_time": seconds, "tokens_per_second": _tokens(samples) / seconds}
         metrics |= {f"time/{name}": value for name, value in {**collected.seconds, **clock.seconds}.items()}
         # Records first: a run killed right after its checkpoint must not miss the step's line.
         for sink in sinks:
@@ -211,8 +211,8 @@ def _mismatch_metrics(mismatch: Mismatch | None) -> Metrics:
     return {"mismatch/mean": mismatch.mean, "mismatch/max": mismatch.max, "mismatch/seq_std": mismatch.ratio_std}
 
 
-def _tokens(collected: Collected) -> int:
-    return sum(len(g.prompt_ids) + len(r.completion.ids) for g in collected.groups for r in g.rollouts)
+def _tokens(samples: Sequence[Sample]) -> int:
+    return sum(len(sample.prompt_ids) + len(sample.completion_ids) for sample in samples)
 
 
 def _sample_line(collected: Collected) -> str:

@@ -17,7 +17,7 @@ from gspo.policies.master import AdamW
 from gspo.sampling import Sampling
 from gspo.training.batch import MiniBatch, advantage_input, assemble, flatten, mini_batches, with_old_logprobs
 from gspo.training.update import live_rows, update
-from gspo.types import Completion, Group, Rollout
+from gspo.types import Completion, Group, Rollout, Turn
 
 NAN = math.nan
 
@@ -36,7 +36,7 @@ def group(number: int, rewards: tuple[float, ...], cut: tuple[int, ...] = ()) ->
             Rollout(
                 group_id=number,
                 index=i,
-                completion=completion,
+                turns=(Turn(prompt_ids=(3, 4 + number), completion=completion),),
                 text="",
                 rewards=(reward,),
                 statuses=("ok",),
