@@ -1,9 +1,12 @@
 """Turns prompts into token ids and sampled ids into text, with any transformers tokenizer."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 Messages = list[dict[str, Any]]
 Prompt = str | Messages
+PLACE = "@gspo-said@"
+"""Stands for the assistant's words where only what the template puts behind them is wanted."""
 
 
 class Renderer:
@@ -31,19 +34,67 @@ class Renderer:
         self.end_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else self.stop_ids[0]
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_ids[0]
 
-    def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
-        """Token ids that the completion follows. An empty prompt is refused."""
-        if isinstance(prompt, str) and self.chat != "always" and not self.system_prompt:
+    def prompt_ids(self, prompt: Prompt, tools: Sequence[dict[str, Any]] = ()) -> tuple[int, ...]:
+        """Token ids that the completion follows. An empty prompt is refused. `tools`: JSON schemas for the template."""
+        if not self.is_chat(prompt):
             ids = self.encode(prompt)
             # Some tokenizers end every text with the end token; a prompt must stay open.
             ids = ids[:-1] if ids and ids[-1] in self.stop_ids else ids
         else:
             ids = self.tokenizer.apply_chat_template(
-                self.messages(prompt), add_generation_prompt=True, tokenize=True, return_dict=True
+                self.messages(prompt),
+                tools=list(tools) or None,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
             )["input_ids"]
         if not ids:
             raise ValueError(f"the prompt {prompt!r} has no tokens under this tokenizer")
         return tuple(ids)
+
+    def is_chat(self, prompt: Prompt) -> bool:
+        """Whether a prompt goes through the chat template."""
+        return not isinstance(prompt, str) or self.chat == "always" or bool(self.system_prompt)
+
+    def reply_ids(self, content: str | Messages, ended: bool, is_chat: bool) -> tuple[int, ...]:
+        """What stands between a sampled completion and the next one, when the environment says `content`.
+
+        In a conversation that is what the chat template puts behind an assistant's words: their end (unless the
+        completion `ended` itself), the environment's messages, the opening of the next turn. Bare text is encoded as
+        it is. The sampled ids before it are never touched.
+        """
+        if not is_chat:
+            if not isinstance(content, str):
+                raise ValueError(f"the environment says messages, but the prompt is bare text: {content!r:.80}")
+            ids = self.tokenizer(content, add_special_tokens=False)["input_ids"] if content else []
+            return tuple(ids)
+        said = [{"role": "user", "content": content}] if isinstance(content, str) else list(content)
+        spoken = [{"role": "user", "content": "-"}, {"role": "assistant", "content": PLACE}, *said]
+        try:
+            text = self.tokenizer.apply_chat_template(spoken, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # jinja2's, or the template's own
+            roles = ", ".join(sorted({message["role"] for message in said}))
+            raise ValueError(f"the model's chat template cannot render a message of role {roles}: {error}") from error
+        ids = self.tokenizer(text.partition(PLACE)[2], add_special_tokens=False)["input_ids"]
+        return tuple(ids[1:] if ended and ids and ids[0] in self.stop_ids else ids)
+
+    def cut(self, content: str, budget: int) -> tuple[str, bool]:
+        """Text of at most about `budget` tokens, marked where something is missing; and whether it is."""
+        if len(content) <= budget:  # a token is at least a character, save for rare ones of several tokens
+            return content, False
+        ids = self.tokenizer(content, add_special_tokens=False)["input_ids"]
+        if len(ids) <= budget:
+            return content, False
+        kept = self.tokenizer.decode(ids[:budget], skip_special_tokens=True)
+        mark = f"... [cut: {budget} of {len(ids)} tokens]"
+        return (kept + mark if self._knows(mark) else kept), True
+
+    def _knows(self, text: str) -> bool:
+        """Whether the tokenizer has tokens for a text; one of a few characters may not."""
+        try:
+            return self.tokenizer.decode(self.tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+        except Exception:  # tokenizers raises nothing more particular
+            return False
 
     def encode(self, text: str) -> list[int]:
         """Ids of bare text. Text that the tokenizer has no tokens for is refused, not replaced."""

@@ -10,7 +10,7 @@ from gspo.types import Completion
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """`n` completions of one prompt. (seed, step, prompt_id, index) names the random stream of each."""
+    """`n` completions of one prompt. (seed, step, prompt_id, index, turn) names the random stream of each."""
 
     prompt_ids: tuple[int, ...]
     n: int
@@ -18,6 +18,22 @@ class SampleRequest:
     step: int
     prompt_id: int
     sampling: Sampling
+    turn: int = 0
+    """Which completion of a rollout it is; also what sets drafts and their refinements apart."""
+    indices: tuple[int, ...] = ()
+    """[n] positions of the completions in their group; () stands for 0..n-1."""
+    limit: int = 0
+    """Tokens after which these completions are cut, where that is less than `sampling` allows; 0 adds no limit."""
+
+    def streams(self) -> list[tuple[int, int, int, int]]:
+        """The counters of each completion's random stream; those of turn 0 do not know of turns."""
+        indices = self.indices or range(self.n)
+        return [(self.seed, self.step, self.prompt_id, i + (self.turn << 32)) for i in indices]
+
+    @property
+    def max_completion_tokens(self) -> int:
+        allowed = self.sampling.max_completion_tokens
+        return min(self.limit, allowed) if self.limit else allowed
 
 
 class Sampler(Protocol):

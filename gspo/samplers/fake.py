@@ -8,7 +8,8 @@ from gspo.types import Completion
 
 
 class FakeSampler:
-    """`say(request, index)` gives the ids of a completion; every token has log-probability `logprob`."""
+    """`say(request, index)` gives the ids of a completion (`index`: its position in the group); every token has
+    log-probability `logprob`."""
 
     scores: ClassVar[Literal["exact"]] = "exact"
 
@@ -22,10 +23,10 @@ class FakeSampler:
         self.version = version
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[list[Completion]]:
-        return [[self._completion(request, i) for i in range(request.n)] for request in requests]
+        return [[self._completion(r, i) for i in r.indices or range(r.n)] for r in requests]
 
     def _completion(self, request: SampleRequest, index: int) -> Completion:
-        ids = tuple(self.say(request, index))[: request.sampling.max_completion_tokens]
+        ids = tuple(self.say(request, index))[: request.max_completion_tokens]
         return Completion(
             ids=ids,
             logprobs=(self.logprob,) * len(ids),

@@ -1,7 +1,7 @@
 """Sampling with the very weights that train: one prefill per prompt, shared by its group; finished rows leave, and
 waiting ones take their places.
 
-Completions are taken in the order (prompt id, index), and who leaves or joins when follows from what was drawn: the
+Completions are taken in the order (prompt id, turn, index), and who leaves or joins when follows from what was drawn: the
 arithmetic is a function of weights and counters alone, so that the same state samples the same bits.
 """
 
@@ -55,15 +55,15 @@ class InProcess:
         Requests of different `Sampling` are sampled one after the other.
         """
         settings = list(dict.fromkeys(request.sampling for request in requests))
-        settings.sort(key=lambda s: min((r.prompt_id, r.seed, r.step) for r in requests if r.sampling == s))
+        settings.sort(key=lambda s: min(_order(r) for r in requests if r.sampling == s))
         for sampling in settings:
             wave = [i for i, request in enumerate(requests) if request.sampling == sampling]
-            wave.sort(key=lambda i: (requests[i].prompt_id, requests[i].seed, requests[i].step, i))
+            wave.sort(key=lambda i: (_order(requests[i]), i))
             for position, completions in self._wave([requests[i] for i in wave], sampling):
                 yield wave[position], completions
 
     def _wave(self, requests: list[SampleRequest], sampling: Sampling) -> Iterator[tuple[int, list[Completion]]]:
-        limit = sampling.max_completion_tokens
+        limit = max(r.max_completion_tokens for r in requests)
         decoder: Decoder = (
             SharedPrompts(self.network, max(len(r.prompt_ids) for r in requests), limit)
             if self._shares_prompts
@@ -84,6 +84,10 @@ class InProcess:
         )
 
 
+def _order(request: SampleRequest) -> tuple[int, ...]:
+    return (request.prompt_id, request.seed, request.step, request.turn, *request.indices)
+
+
 class _Wave:
     """Requests of one `Sampling` under way. Completions have numbers in their order of admission; those being decoded
     are the decoder's rows.
@@ -99,11 +103,11 @@ class _Wave:
     ) -> None:
         self.sampling, self.decoder, self.stop_ids, self.max_rows = sampling, decoder, stop_ids, max_rows
         self.prompts = [(number, r.prompt_ids) for number, r in enumerate(requests) for _ in range(r.n)]
-        self.keys = stream_keys([(r.seed, r.step, r.prompt_id, i) for r in requests for i in range(r.n)])
+        self.keys = stream_keys([stream for r in requests for stream in r.streams()])
         self.unfinished = np.array([r.n for r in requests])
         self.first = np.cumsum(self.unfinished) - self.unfinished
-        count, limit = len(self.prompts), sampling.max_completion_tokens
-        self.limits = np.full(count, limit)
+        count, limit = len(self.prompts), max(r.max_completion_tokens for r in requests)
+        self.limits = np.repeat([r.max_completion_tokens for r in requests], [r.n for r in requests])
         self.ids = np.zeros((count, limit), dtype=np.int64)
         self.logprobs = np.zeros((count, limit), dtype=np.float32)
         self.lengths = np.zeros(count, dtype=np.int64)
