@@ -10,6 +10,7 @@ from typing import Any, Literal
 from gspo.advantages import Advantage, GroupStd
 from gspo.corrections import AnyCorrection
 from gspo.data import DataConfig
+from gspo.envs.config import EnvironmentConfig
 from gspo.models import TINY, Dtype, LoRA, TinyConfig
 from gspo.objectives import GSPO, Objective, Term
 from gspo.policies.layouts import LayoutName
@@ -184,7 +185,9 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     """Prompts and their columns."""
     rewards: tuple[RewardConfig, ...] = ()
-    """Reward functions; empty takes the task's own."""
+    """Reward functions; empty takes the task's own, or with an environment the environment's alone."""
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    """What rollouts talk to between their turns."""
     optimizer: AdamW = field(default_factory=AdamW)
     """AdamW."""
     schedule: Schedule = field(default_factory=Schedule)

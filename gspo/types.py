@@ -19,10 +19,12 @@ from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
 RewardStatus = Literal["ok", "none", "error", "timeout", "nan"]
-Ending = Literal["done", "env_truncated", "max_turns", "max_tokens", "cut", "env_error", "env_timeout", "rollout_timeout"]
-"""Why a rollout ended: the policy or the environment ended it; the environment by a limit of its own; the run's limit on
-turns, on tokens; a completion cut by its token limit; the environment raised or gave a wrong type; one call of it, or
-all of the rollout's calls, took too long."""
+Ending = Literal[
+    "done", "env_truncated", "max_turns", "max_tokens", "cut", "env_error", "env_timeout", "rollout_timeout"
+]
+"""Why a rollout ended: the policy or the environment ended it; the environment by a limit of its own; the run's limit
+on turns, on tokens; a completion cut by its token limit; the environment raised or gave a wrong type; one call of it,
+or all calls of the rollout, took too long."""
 TRUNCATED: tuple[Ending, ...] = ("env_truncated", "max_turns", "max_tokens", "cut")
 """Endings by a limit."""
 FAILED_ENDINGS: tuple[Ending, ...] = ("env_error", "env_timeout", "rollout_timeout")

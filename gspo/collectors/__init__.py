@@ -2,7 +2,8 @@
 
 from gspo.collectors.base import Collected, Collector
 from gspo.collectors.direct import Direct
+from gspo.collectors.episodes import EpisodeSource
 from gspo.collectors.refill import Refill
 from gspo.collectors.source import GroupSource
 
-__all__ = ["Collected", "Collector", "Direct", "GroupSource", "Refill"]
+__all__ = ["Collected", "Collector", "Direct", "EpisodeSource", "GroupSource", "Refill"]

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from gspo.collectors.base import Collected
-from gspo.collectors.source import GroupSource
+from gspo.collectors.source import Source
 
 
 @dataclass(frozen=True, kw_only=True)
 class Direct:
-    source: GroupSource
+    source: Source
     prompts_per_step: int
 
     def collect(self, cursor: int, step: int) -> Collected:
@@ -19,4 +19,5 @@ class Direct:
             seconds=wave.seconds,
             prompts_drawn=self.prompts_per_step,
             errors=wave.errors,
+            facts=wave.facts,
         )

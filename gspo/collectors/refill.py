@@ -8,14 +8,14 @@ that were not needed are consumed too: the cursor stands behind the last prompt 
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from gspo.collectors.base import Collected
-from gspo.collectors.source import GroupSource
+from gspo.collectors.base import Collected, Facts, added
+from gspo.collectors.source import Source
 from gspo.types import Group
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refill:
-    source: GroupSource
+    source: Source
     prompts_per_step: int
     max_rounds: int
 
@@ -24,6 +24,7 @@ class Refill:
         flat: list[Group] = []
         seconds: Counter[str] = Counter()
         errors: list[str] = []
+        facts: Facts = {}
         rounds = 0
         while len(mixed) < self.prompts_per_step and rounds < self.max_rounds:
             wave = self.source.wave(self.source.next_rows(cursor, self.prompts_per_step), step)
@@ -33,6 +34,7 @@ class Refill:
                 (mixed if has_spread(group) else flat).append(group)
             seconds.update(wave.seconds)
             errors += wave.errors
+            facts = added((facts, wave.facts))
         chosen = (mixed + flat)[: self.prompts_per_step]
         return Collected(
             groups=tuple(_numbered(group, i) for i, group in enumerate(chosen)),
@@ -41,6 +43,7 @@ class Refill:
             rounds=rounds,
             prompts_drawn=rounds * self.prompts_per_step,
             errors=tuple(errors),
+            facts=facts,
         )
 
 

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
+from gspo.collectors.base import Facts
 from gspo.collectors.meanwhile import Meanwhile
 from gspo.data import Row, rows_at
 from gspo.renderers import Renderer
@@ -22,6 +23,22 @@ class Wave:
     groups: tuple[Group, ...]
     seconds: dict[str, float]
     errors: tuple[str, ...]
+    facts: Facts = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Makes scored groups of given rows: of single completions, or of whole episodes with an environment."""
+
+    renderer: Renderer
+    group_size: int
+
+    def next_rows(self, cursor: int, count: int) -> list[tuple[int, Row]]: ...
+    def wave(self, rows: Sequence[tuple[int, Row]], step: int) -> Wave: ...
+
+
+def next_rows(rows: Sequence[Row], seed: int, cursor: int, count: int) -> list[tuple[int, Row]]:
+    """(prompt number, row) of the next prompts; the numbers count prompts since the start of the run."""
+    return [(cursor + i, rows[index]) for i, index in enumerate(rows_at(cursor, count, len(rows), seed))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +57,13 @@ class GroupSource:
     """Score groups that have ended while others are being sampled, where the rewards take time."""
 
     def next_rows(self, cursor: int, count: int) -> list[tuple[int, Row]]:
-        """(prompt number, row) of the next prompts; the numbers count prompts since the start of the run."""
-        indices = rows_at(cursor, count, len(self.rows), self.seed)
-        return [(cursor + i, self.rows[index]) for i, index in enumerate(indices)]
+        return next_rows(self.rows, self.seed, cursor, count)
 
-    def wave(self, rows: Sequence[tuple[int, Row]], step: int) -> Wave:
-        """Groups for (prompt id, row) pairs, sampled together; scored together too, or as they end."""
+    def wave(self, rows: Sequence[tuple[int, Row]], step: int, turn: int = 0) -> Wave:
+        """Groups for (prompt id, row) pairs, sampled together; scored together too, or as they end.
+
+        Completions of another `turn` are drawn from random streams of their own.
+        """
         started = time.perf_counter()
         prompts = [self.renderer.prompt_ids(row["prompt"]) for _, row in rows]
         requests = [
@@ -56,6 +74,7 @@ class GroupSource:
                 step=step,
                 prompt_id=prompt_id,
                 sampling=self.sampling,
+                turn=turn,
             )
             for ids, (prompt_id, _) in zip(prompts, rows, strict=True)
         ]

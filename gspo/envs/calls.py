@@ -50,12 +50,14 @@ class Calls:
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, daemon=True).start()
+            self._thread = threading.Thread(target=_turn, args=(self._loop,), daemon=True)
+            self._thread.start()
         return self._loop
 
     def close(self) -> None:
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(GRACE)
             self._loop = None
 
     def __enter__(self) -> "Calls":
@@ -150,6 +152,15 @@ class _Batch:
         answered = threading.Event()
         self._loop().call_soon_threadsafe(answered.set)
         return answered.wait(GRACE)
+
+
+def _turn(loop: asyncio.AbstractEventLoop) -> None:
+    """A loop's thread: until it is stopped; what was given up and is still on its way is cancelled."""
+    loop.run_forever()
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(asyncio.sleep(0))  # one turn, in which they end
+    loop.close()
 
 
 async def _awaited(value: Any) -> Any:

@@ -66,8 +66,7 @@ class Renderer:
         if not is_chat:
             if not isinstance(content, str):
                 raise ValueError(f"the environment says messages, but the prompt is bare text: {content!r:.80}")
-            ids = self.tokenizer(content, add_special_tokens=False)["input_ids"] if content else []
-            return tuple(ids)
+            return tuple(self.encode(content, special=False)) if content else ()
         said = [{"role": "user", "content": content}] if isinstance(content, str) else list(content)
         spoken = [{"role": "user", "content": "-"}, {"role": "assistant", "content": PLACE}, *said]
         try:
@@ -75,7 +74,7 @@ class Renderer:
         except Exception as error:  # jinja2's, or the template's own
             roles = ", ".join(sorted({message["role"] for message in said}))
             raise ValueError(f"the model's chat template cannot render a message of role {roles}: {error}") from error
-        ids = self.tokenizer(text.partition(PLACE)[2], add_special_tokens=False)["input_ids"]
+        ids = self.encode(text.partition(PLACE)[2], special=False)
         return tuple(ids[1:] if ended and ids and ids[0] in self.stop_ids else ids)
 
     def cut(self, content: str, budget: int) -> tuple[str, bool]:
@@ -96,10 +95,13 @@ class Renderer:
         except Exception:  # tokenizers raises nothing more particular
             return False
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of bare text. Text that the tokenizer has no tokens for is refused, not replaced."""
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Ids of bare text, with what the tokenizer puts around every text unless `special` is False.
+
+        Text that the tokenizer has no tokens for is refused, not replaced.
+        """
         try:
-            return self.tokenizer(text)["input_ids"]
+            return self.tokenizer(text, add_special_tokens=special)["input_ids"]
         except Exception as error:  # tokenizers raises nothing more particular
             raise ValueError(f"the model's tokenizer cannot encode {text[:80]!r}: {error}") from error
 

@@ -25,6 +25,8 @@ from gspo.rewards.process import ProcessReward
 
 MAX_ERRORS = 20
 """Distinct messages kept per wave."""
+ENVIRONMENT = "environment"
+"""Name of the reward that environments give."""
 TRUTH_COLUMNS = ("ground_truth", "reward_model", "answer")
 
 
@@ -66,8 +68,9 @@ class Rewards:
     signal alarms do not work inside it.
     """
 
-    def __init__(self, rewards: Sequence[RewardConfig | Callable]):
-        if not rewards:
+    def __init__(self, rewards: Sequence[RewardConfig | Callable], environment: float = 0.0):
+        """`environment` is the weight of the reward that environments give; 0 is for runs without."""
+        if not rewards and not environment:
             raise ValueError("no reward is configured: set rewards to a built-in name or to path/to/file.py:function")
         self._parts: list[_Part] = []
         self._lock = threading.Lock()  # a worker answers one wave at a time
@@ -77,8 +80,9 @@ class Rewards:
         except ValueError:
             self.close()
             raise
-        self.names: tuple[str, ...] = tuple(part.label for part in self._parts)
-        self.weights = np.array([part.weight for part in self._parts])
+        given = (ENVIRONMENT,) if environment else ()
+        self.names: tuple[str, ...] = (*given, *(part.label for part in self._parts))
+        self.weights = np.array([environment] * len(given) + [part.weight for part in self._parts])
         repeated = sorted({name for name in self.names if self.names.count(name) > 1})
         if repeated:
             self.close()
@@ -95,15 +99,21 @@ class Rewards:
         completions: Sequence[str],
         completion_ids: Sequence[Sequence[int]],
         columns: dict[str, list],
+        given: Sequence[Outcome] = (),
     ) -> Scored:
-        """Scores B completions; `completions` are texts, `columns` the data's other columns as lists of B."""
+        """Scores B completions; `completions` are texts, `columns` the data's other columns as lists of B.
+
+        `given` are the scores that the environments of the rows gave, where the run counts them.
+        """
         batch = _batch(prompts, completions, completion_ids, columns)
         batches = [part.batch(batch) for part in self._parts]
         with self._lock:
             outcomes = self._outcomes(batches)
-        statuses = [[outcomes[k][b][0] for k in range(len(self._parts))] for b in range(len(batch))]
+        if len(self.names) > len(self._parts):
+            outcomes = [list(given), *outcomes]
+        statuses = [[outcomes[k][b][0] for k in range(len(self.names))] for b in range(len(batch))]
         values = np.array([[outcome[1] for outcome in part] for part in outcomes], dtype=np.float64).T
-        values = values.reshape(len(batch), len(self._parts))
+        values = values.reshape(len(batch), len(self.names))
         return Scored(
             names=self.names,
             values=values,
@@ -145,12 +155,13 @@ class Rewards:
 
     def _messages(self, outcomes: list[list[Outcome]], batch: Batch) -> list[str]:
         seen: dict[tuple[str, str, str], str] = {}
-        for part, rows in zip(self._parts, outcomes, strict=True):
+        timeouts = {part.label: part.timeout for part in self._parts}
+        for name, rows in zip(self.names, outcomes, strict=True):
             for (status, _, message), prompt in zip(rows, batch.prompts, strict=True):
                 if status in ("ok", "none"):
                     continue
-                said = message or f"no score within {part.timeout:g} s"
-                seen.setdefault((part.label, status, said), f"{part.label}: {said}; prompt {_head(prompt)!r}")
+                said = message or f"no score within {timeouts[name]:g} s"
+                seen.setdefault((name, status, said), f"{name}: {said}; prompt {_head(prompt)!r}")
         return list(seen.values())[:MAX_ERRORS]
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """Sampling with the very weights that train: one prefill per prompt, shared by its group; finished rows leave, and
 waiting ones take their places.
 
-Completions are taken in the order (prompt id, turn, index), and who leaves or joins when follows from what was drawn: the
-arithmetic is a function of weights and counters alone, so that the same state samples the same bits.
+Completions are taken in the order (prompt id, turn, index), and who leaves or joins when follows from what was drawn:
+the arithmetic is a function of weights and counters alone, so that the same state samples the same bits.
 """
 
 from collections.abc import Iterator, Sequence

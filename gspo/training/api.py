@@ -9,6 +9,7 @@ from typing import Any
 from gspo.advantages import Advantage
 from gspo.advantages.base import AdvantageEstimator
 from gspo.data import Dataset, Row, hold_out
+from gspo.envs.base import EnvFactory
 from gspo.objectives import Objective, Term
 from gspo.objectives.base import UnitObjective
 from gspo.rewards import RewardConfig
@@ -27,6 +28,7 @@ def train(
     objective: str | UnitObjective = "gspo",
     *,
     tokenizer: Any = None,
+    environment: str | dict[str, Any] | EnvFactory = "",
     terms: Sequence[UnitObjective] = (),
     advantage: str | AdvantageEstimator = "group_std",
     **settings: Any,
@@ -35,8 +37,9 @@ def train(
 
     model: a name as in a recipe, or a transformers model with `tokenizer`. data: a task, a file, rows with a
     "prompt" (a tenth, at most 200, is held out), a Dataset, or a recipe's table. reward: built-in names,
-    "file.py:function", RewardConfigs, or functions of TRL's signature; () takes the task's own. objective, terms,
-    advantage: names, tables as in a recipe, or objects. All other
+    "file.py:function", RewardConfigs, or functions of TRL's signature; () takes the task's own. environment: a
+    built-in's name, "file.py:factory", a recipe's table, or a factory (or another library's environment, as
+    `gspo.envs.adapt` takes them). objective, terms, advantage: names, tables as in a recipe, or objects. All other
     settings are those of a recipe: `steps=50, sampling={"temperature": 0.7}`.
     Raises ValueError for a mistake.
 
@@ -55,6 +58,7 @@ def train(
         tokenizer=tokenizer,
         data=_dataset(data),
         rewards=rewards if has_functions else (),
+        environment=None if isinstance(environment, str | dict) else _adapted(environment),
         objective=None if _is_setting(objective, Objective) else objective,
         terms=tuple(term for term in terms if not _is_setting(term, Term)),
         advantage=None if _is_setting(advantage, Advantage) else advantage,
@@ -66,6 +70,10 @@ def train(
         "model": model if isinstance(model, str) else type(model).__name__,
         "terms": [term for term in terms if _is_setting(term, Term)],
     }
+    if isinstance(environment, str) and environment:
+        table["environment"] = {"function" if ":" in environment else "name": environment}
+    elif isinstance(environment, dict):
+        table["environment"] = environment
     if rewards and not has_functions:
         table["rewards"] = rewards
     if given.objective is None:
@@ -78,6 +86,12 @@ def train(
     elif isinstance(data, dict):
         table["data"] = data
     return start(validate({key: _plain(value) for key, value in table.items()}, "gspo.train"), given)
+
+
+def _adapted(environment: Any) -> EnvFactory:
+    from gspo.envs.adapters import adapt
+
+    return adapt(environment)
 
 
 def _is_setting(value: Any, union: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gspo.collectors.base import Collected
+from gspo.collectors.base import Collected, shown
 from gspo.collectors.refill import has_spread
 from gspo.objectives.adaptive_entropy import AdaptiveEntropy
 from gspo.objectives.base import UnitObjective
@@ -38,6 +38,7 @@ def rollout_metrics(collected: Collected, names: Sequence[str], advantage: Seque
         "completions/mean_terminated_length": _mean(ended),
         "advantage/abs_mean": _mean(np.abs(advantage)),
         "collect/prompts_drawn": float(collected.prompts_drawn),
+        **shown(collected.facts),
     }
     parts = np.array([r.rewards for r in rollouts])
     for k, name in enumerate(names):

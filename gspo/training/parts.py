@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from gspo.advantages.base import AdvantageEstimator
-from gspo.collectors import Collector, Direct, GroupSource, Refill
+from gspo.collectors import Collector, Direct, EpisodeSource, GroupSource, Refill
 from gspo.config import RunConfig
 from gspo.data import Dataset, load_dataset
+from gspo.envs.base import EnvFactory
+from gspo.envs.loading import load_environment
 from gspo.functional import as_terms
 from gspo.models import Loaded, load_model
 from gspo.objectives.base import UnitObjective
@@ -34,6 +36,8 @@ class Given:
     data: Dataset | None = None
     rewards: Sequence[Any] = ()
     """Callables."""
+    environment: EnvFactory | None = None
+    """In place of the settings' environment."""
     objective: UnitObjective | None = None
     """In place of the settings' objective."""
     terms: tuple[UnitObjective, ...] = ()
@@ -43,7 +47,8 @@ class Given:
 
     def names(self) -> list[str]:
         """Which parts were given as objects: what settings alone cannot bring back."""
-        return [name for name in ("model", "data", "rewards", "objective", "terms", "advantage") if self._has(name)]
+        names = ("model", "data", "rewards", "environment", "objective", "terms", "advantage")
+        return [name for name in names if self._has(name)]
 
     def _has(self, name: str) -> bool:
         value = vars(self)[name]
@@ -61,7 +66,7 @@ class Parts:
     rewards: Rewards
     policy: CausalLM
     sampler: InProcess
-    source: GroupSource
+    source: GroupSource | EpisodeSource
     collector: Collector
     terms: tuple[UnitObjective, ...]
     advantage: AdvantageEstimator
@@ -71,7 +76,7 @@ class Parts:
         in_terms = any("reference" in term.traits.needs for term in self.terms)
         return in_terms or "reference" in self.advantage.traits.needs
 
-    def evaluation_source(self, temperature: float) -> GroupSource:
+    def evaluation_source(self, temperature: float) -> GroupSource | EpisodeSource:
         """Held-out sampling: `samples` attempts, one when greedy."""
         settings = self.config.evaluation
         limit = settings.max_completion_tokens or self.config.sampling.max_completion_tokens
@@ -90,8 +95,11 @@ def build(
     """Load model, data and rewards, and put the loop's parts together."""
     terms, advantage = chosen_terms(config, given), given.advantage or config.advantage
     dataset = given.data or load_dataset(config.data, config.seed)
-    chosen = tuple(given.rewards) or config.rewards or dataset.rewards
-    refuse_unmet(config, terms, advantage, dataset, len(chosen))
+    has_environment = given.environment is not None or config.environment.is_set
+    environment_weight = config.environment.weight if has_environment else 0.0
+    own = () if environment_weight else dataset.rewards
+    chosen = tuple(given.rewards) or config.rewards or own
+    refuse_unmet(config, terms, advantage, dataset, len(chosen) + bool(environment_weight))
     loaded = (
         Loaded(given.model.eval(), given.tokenizer, type(given.model).__name__)
         if given.model is not None
@@ -124,23 +132,30 @@ def build(
     )
     policy = CausalLM(scorer, config.optimizer)
     sampler = InProcess(network, renderer.stop_ids, renderer.pad_id, config.sampler_rows)
-    if with_rewards and not chosen:
+    if with_rewards and not chosen and not environment_weight:
         raise ValueError(
             f"the data ({dataset.reading}) brings no reward of its own; set [[rewards]] name = ... or function = "
             '"file.py:function"'
         )
-    rewards = Rewards(chosen if with_rewards else [no_reward])
-    source = GroupSource(
-        rows=dataset.train,
-        renderer=renderer,
-        sampler=sampler,
-        rewards=rewards,
-        sampling=config.sampling,
-        group_size=config.group_size,
-        seed=config.seed,
-        failure_limit=config.reward_failure_limit,
-        overlap_rewards=config.overlap_rewards,
-    )
+    rewards = Rewards(chosen, environment_weight) if with_rewards else Rewards([no_reward])
+    common: dict[str, Any] = {
+        "rows": dataset.train,
+        "renderer": renderer,
+        "sampler": sampler,
+        "rewards": rewards,
+        "sampling": config.sampling,
+        "group_size": config.group_size,
+        "seed": config.seed,
+        "failure_limit": config.reward_failure_limit,
+    }
+    source: GroupSource | EpisodeSource = GroupSource(**common, overlap_rewards=config.overlap_rewards)
+    if has_environment and with_rewards:
+        source = EpisodeSource(
+            **common,
+            factory=given.environment or load_environment(config.environment),
+            settings=config.environment,
+            context=getattr(loaded.model.config, "max_position_embeddings", 0),
+        )
     collector: Collector = (
         Refill(source=source, prompts_per_step=config.prompts_per_step, max_rounds=config.collector.max_rounds)
         if config.collector.refill
