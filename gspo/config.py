@@ -5,12 +5,15 @@ The fields of objectives, advantages and terms are those of their own classes.
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from gspo.advantages import Advantage, GroupStd
+from gspo.collectors.draft_then_refine import DraftConfig
+from gspo.collectors.turn_forks import Continuation
 from gspo.corrections import AnyCorrection
 from gspo.data import DataConfig
 from gspo.envs.config import EnvironmentConfig
+from gspo.limits import at_least
 from gspo.models import TINY, Dtype, LoRA, TinyConfig
 from gspo.objectives import GSPO, Objective, Term
 from gspo.policies.layouts import LayoutName
@@ -19,13 +22,6 @@ from gspo.rewards import RewardConfig
 from gspo.sampling import Sampling
 
 OldLogprobs = Literal["auto", "sampler", "policy"]
-
-
-def _at_least(settings: Any, table: str, minimum: int, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if value < minimum:
-            raise ValueError(f"{table}{name} is {value}; it must be at least {minimum}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +36,7 @@ class Schedule:
     """Share of the peak rate left at the last step."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "schedule.", 0, "warmup_steps", "final")
+        at_least(self, "schedule.", 0, "warmup_steps", "final")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +49,19 @@ class CollectorConfig:
     """Rounds of refilling before the step goes on with the groups it has."""
     drop_truncated: bool = False
     """DAPO's overlong filter: completions cut by the token limit are not trained (they still count as rows)."""
+    drafts: DraftConfig = field(default_factory=DraftConfig)
+    """iGRPO: the best of some drafts becomes part of the prompt, and only refinements of it are trained."""
+    forks: bool = False
+    """TL-GRPO: at every turn of an environment a group of alternatives behind one history."""
+    continuation: Continuation = "first"
+    """Which alternative a forked episode goes on with: first, best or random."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "collector.", 1, "max_rounds")
+        at_least(self, "collector.", 1, "max_rounds")
+        if self.forks and self.refill:
+            raise ValueError("collector.forks makes a group of every turn: it cannot go with collector.refill")
+        if self.forks and self.drafts.number:
+            raise ValueError("collector.forks and collector.drafts exclude each other; set one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +82,8 @@ class Evaluation:
     """Token limit; 0 takes the training limit."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "evaluation.", 0, "every", "prompts", "temperature", "max_completion_tokens")
-        _at_least(self, "evaluation.", 1, "samples")
+        at_least(self, "evaluation.", 0, "every", "prompts", "temperature", "max_completion_tokens")
+        at_least(self, "evaluation.", 1, "samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +100,8 @@ class Checkpoints:
     """Steps between saved rollout and ledger files."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "checkpoints.", 1, "every", "keep", "save_rollouts_every")
-        _at_least(self, "checkpoints.", 0, "keep_rollouts")
+        at_least(self, "checkpoints.", 1, "every", "keep", "save_rollouts_every")
+        at_least(self, "checkpoints.", 0, "keep_rollouts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +122,8 @@ class ColdStart:
     """Steps between checks of that accuracy."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "cold_start.", 0, "steps", "warmup_steps")
-        _at_least(self, "cold_start.", 1, "batch", "check_every")
+        at_least(self, "cold_start.", 0, "steps", "warmup_steps")
+        at_least(self, "cold_start.", 1, "batch", "check_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,9 +214,10 @@ class RunConfig:
     """Trackers written beside metrics.jsonl; one that is not installed is an error, except tensorboard."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "", 1, "steps", "prompts_per_step", "group_size", "updates_per_step", "epochs")
-        _at_least(self, "", 1, "micro_batch_tokens", "sampler_rows")
-        _at_least(self, "", 0, "seed", "threads", "reward_failure_limit")
+        at_least(self, "", 1, "steps", "prompts_per_step", "group_size", "updates_per_step", "epochs")
+        at_least(self, "", 1, "micro_batch_tokens", "sampler_rows")
+        at_least(self, "", 0, "seed", "threads", "reward_failure_limit")
+        self._check_collector()
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ValueError(f"device is {self.device!r}; it must be auto, cpu, cuda, cuda:1 or mps")
         if self.prompts_per_step % self.updates_per_step:
@@ -222,3 +229,17 @@ class RunConfig:
             raise ValueError("compile and checkpoint_activations exclude each other; set one of them to false")
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature is 0: every completion of a group would be the same; use e.g. 1.0")
+
+    @property
+    def trained_per_prompt(self) -> int:
+        """Completions per prompt that are compared and trained: all but drafts."""
+        return self.group_size - self.collector.drafts.number
+
+    def _check_collector(self) -> None:
+        drafts = self.collector.drafts.number
+        if drafts and self.environment.is_set:
+            raise ValueError("collector.drafts refines single completions: it cannot go with an environment")
+        if drafts >= self.group_size:
+            raise ValueError(
+                f"collector.drafts.number = {drafts} leaves no refinement of group_size = {self.group_size} completions"
+            )

@@ -50,7 +50,7 @@ def _ratio(config: RunConfig) -> list[str]:
 
 def _signal(config: RunConfig) -> list[str]:
     found = []
-    if config.group_size == 1:
+    if config.trained_per_prompt == 1:
         found.append("group_size = 1: a group of one has nothing to compare with; every advantage is 0")
     for i, term in enumerate(config.terms):
         if term.coef == 0 and term.name != "adaptive_entropy":

@@ -19,7 +19,7 @@ def plan_tables(config: RunConfig) -> list[Table]:
     refused = unmet(
         as_terms((config.objective, *config.terms)),
         config.advantage,
-        group_size=config.group_size,
+        group_size=config.trained_per_prompt,
         updates_per_rollout=config.updates_per_step * config.epochs,
         reward_functions=len(config.rewards) or None,
     )

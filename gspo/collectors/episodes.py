@@ -260,18 +260,23 @@ class Stage:
                 episode.fails("env_error", f"score() returned {value!r:.60}; it must be a finite number or None")
             elif value is not None:
                 episode.score = float(value)
-        closing = [e.env.close for e in episodes if e.env is not None]
-        calls.together(closing, self.settings.step_timeout)
+        self.close(episodes, calls)
 
-    def reward(self, episode: Episode) -> Outcome:
-        """The environment's score of an episode; without one the sum of its turns' rewards."""
+    def close(self, episodes: Sequence[Episode], calls: Calls) -> None:
+        """Closes each environment once."""
+        environments = {id(e.env): e.env for e in episodes if e.env is not None}
+        calls.together([env.close for env in environments.values()], self.settings.step_timeout)
+
+    def reward(self, episode: Episode, by_turn: bool = False) -> Outcome:
+        """The environment's score of an episode; without one the sum of its turns' rewards. Or the last turn's."""
         if episode.ending in FAILED_ENDINGS:
             if self.settings.on_failure == "score":
                 return OK, self.settings.failure_reward, ""
             return (ERROR if episode.ending == "env_error" else TIMEOUT), math.nan, episode.message
         if episode.score == episode.score:
             return OK, episode.score, ""
-        rewards = [turn.reward for turn in episode.turns if turn.reward == turn.reward]
+        turns = episode.turns[-1:] if by_turn else episode.turns
+        rewards = [turn.reward for turn in turns if turn.reward == turn.reward]
         return (OK, math.fsum(rewards), "") if rewards else ("none", math.nan, "")
 
 
@@ -366,25 +371,25 @@ class EpisodeSource:
             facts=facts_of(episodes),
         )
 
-    def scored(self, episodes: Sequence[Episode]) -> tuple[list[Group], Scored]:
-        """Groups of finished episodes, which come group by group."""
+    def scored(self, episodes: Sequence[Episode], by_turn: bool = False) -> tuple[list[Group], Scored]:
+        """Groups of episodes, which come group by group: whole ones, or (`by_turn`) their last turns alone."""
         refuse_failures(self.settings, episodes, self.failure_limit)
         columns = columns_of([episode.row for episode in episodes])
         scored = self.rewards.score(
             [episode.row["prompt"] for episode in episodes],
             [self.renderer.answer(episode.text) for episode in episodes],
-            [[i for turn in episode.turns for i in turn.completion.ids] for episode in episodes],
+            [[i for turn in (e.turns[-1:] if by_turn else e.turns) for i in turn.completion.ids] for e in episodes],
             {"conversation": [episode.messages for episode in episodes], **columns},
-            [self.stage.reward(episode) for episode in episodes],
+            [self.stage.reward(episode, by_turn) for episode in episodes],
         )
         check_failures(scored, self.failure_limit, but=(ENVIRONMENT,))
         rollouts = iter(
             Rollout(
                 group_id=episode.number,
                 index=episode.index,
-                turns=tuple(episode.turns),
+                turns=tuple(episode.turns[-1:] if by_turn else episode.turns),
                 text=episode.text,
-                ending=episode.ending or "done",
+                ending=_turn_ending(episode) if by_turn else episode.ending or "done",
                 rewards=tuple(scored.values[i].tolist()),
                 statuses=tuple(scored.statuses[i]),
                 reward=float(scored.total[i]),
@@ -396,6 +401,11 @@ class EpisodeSource:
         return [
             group_of(first[number], tuple(islice(rollouts, sizes[number])), self.renderer) for number in sorted(sizes)
         ], scored
+
+
+def _turn_ending(episode: Episode) -> Ending:
+    """How a single turn ended: limits on the episode are none of its own."""
+    return "done" if episode.ending in (None, "max_turns", "env_truncated") else episode.ending
 
 
 def group_of(episode: Episode, rollouts: tuple[Rollout, ...], renderer: Renderer) -> Group:

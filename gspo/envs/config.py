@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from gspo.limits import at_least
+
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentConfig:
@@ -43,12 +45,8 @@ class EnvironmentConfig:
     def __post_init__(self) -> None:
         if self.name and self.function:
             raise ValueError(f"environment has both name = {self.name!r} and function: remove one of them")
-        for name in ("max_turns", "max_observation_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"environment.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("max_tokens", "failure_limit"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"environment.{name} is {getattr(self, name)}; it must not be negative")
+        at_least(self, "environment.", 1, "max_turns", "max_observation_tokens")
+        at_least(self, "environment.", 0, "max_tokens", "failure_limit")
         for name in ("step_timeout", "rollout_timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"environment.{name} is {getattr(self, name)}; it must be more than 0 seconds")

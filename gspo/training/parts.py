@@ -8,7 +8,16 @@ from typing import Any
 import torch
 
 from gspo.advantages.base import AdvantageEstimator
-from gspo.collectors import Collector, Direct, EpisodeSource, GroupSource, Refill
+from gspo.collectors import (
+    Collector,
+    Direct,
+    DraftThenRefine,
+    EpisodeSource,
+    GroupSource,
+    Refill,
+    Source,
+    TurnForks,
+)
 from gspo.config import RunConfig
 from gspo.data import Dataset, load_dataset
 from gspo.envs.base import EnvFactory
@@ -156,11 +165,7 @@ def build(
             settings=config.environment,
             context=getattr(loaded.model.config, "max_position_embeddings", 0),
         )
-    collector: Collector = (
-        Refill(source=source, prompts_per_step=config.prompts_per_step, max_rounds=config.collector.max_rounds)
-        if config.collector.refill
-        else Direct(source=source, prompts_per_step=config.prompts_per_step)
-    )
+    collector = chosen_collector(config, source)
     return Parts(
         config=config,
         loaded=loaded,
@@ -174,6 +179,21 @@ def build(
         terms=terms,
         advantage=advantage,
     )
+
+
+def chosen_collector(config: RunConfig, source: GroupSource | EpisodeSource) -> Collector:
+    """What becomes a batch: plain groups, refinements of drafts, alternatives at turns; as they come, or refilled."""
+    settings = config.collector
+    groups: Source = source
+    if settings.drafts.number and isinstance(source, GroupSource):
+        groups = DraftThenRefine(source=source, settings=settings.drafts)
+    if settings.forks:
+        if not isinstance(source, EpisodeSource):
+            raise ValueError("collector.forks makes alternatives at the turns of an environment: set environment")
+        groups = TurnForks(source=source, continuation=settings.continuation)
+    if settings.refill:
+        return Refill(source=groups, prompts_per_step=config.prompts_per_step, max_rounds=settings.max_rounds)
+    return Direct(source=groups, prompts_per_step=config.prompts_per_step)
 
 
 def chosen_terms(config: RunConfig, given: Given = Given()) -> tuple[UnitObjective, ...]:
@@ -197,7 +217,7 @@ def refuse_unmet(
     problems = unmet(
         terms,
         advantage,
-        group_size=config.group_size,
+        group_size=config.trained_per_prompt,
         updates_per_rollout=updates,
         columns=columns,
         reward_functions=reward_functions,

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from gspo.collectors.draft_then_refine import drafted
 from gspo.config import RunConfig
 from gspo.heap import return_blocks, returns_blocks
 from gspo.models import pick_device, without_progress_bars
@@ -170,6 +171,8 @@ def cold_start(parts: Parts, console: Console, should_stop: Callable[[], bool]) 
     rows = parts.dataset.cold_start or [row for row in parts.dataset.train if "completion" in row]
     if not rows:
         raise ValueError("cold_start.steps is set but the data has no completion column to imitate")
+    if parts.config.collector.drafts.number:
+        rows = drafted(rows, parts.config.collector.drafts, parts.renderer, parts.config.seed)
     scorer = replace(parts.policy.scorer, scoring=Sampling())
     policy = CausalLM(scorer, AdamW(lr=settings.lr, max_grad_norm=1.0))
     problems = [parts.dataset.held_out[i] for i in range(min(COLD_START_PROBLEMS, len(parts.dataset.held_out)))]
