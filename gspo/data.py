@@ -152,8 +152,14 @@ def _rows(config: DataConfig, path: str, split: str) -> tuple[list[Row], str]:
     if not numbered:
         raise ValueError(f"{path} has no rows")
     columns = list(dict.fromkeys(name for _, row in numbered[:100] for name in row))
+    is_pair = {"chosen", "rejected"} <= set(columns)
+    if is_pair and not {"prompt", "messages", config.prompt_column} & set(columns) and not config.template:
+        numbered = [(where, _with_prompt(row, where)) for where, row in numbered]
+        columns = [*columns, "prompt"]
     layout, column = _layout(config, columns, path)
     rows = [_normal(row, column, config.template, where) for where, row in numbered]
+    if is_pair or {"completions", "scores"} <= set(columns):
+        layout += ": completions to learn from, nothing is sampled"
     layout += f" (prompts are {'text' if isinstance(rows[0]['prompt'], str) else 'messages'})"
     if "answer" not in columns and (column := _answer_column(columns)):
         places = [where for where, _ in numbered]
@@ -199,6 +205,15 @@ def _normal(row: Row, column: str, template: str, where: str) -> Row:
             f"{where}: {column} is {prompt!r:.80}; it must be text, or a list of messages with role and content"
         )
     return {"prompt": prompt, **row, **({} if completion is None else {"completion": completion})}
+
+
+def _with_prompt(row: Row, where: str) -> Row:
+    from gspo.collectors.offline import split_prompt
+
+    try:
+        return split_prompt(row)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _is_prompt(value: Any) -> bool:

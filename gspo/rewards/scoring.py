@@ -68,9 +68,10 @@ class Rewards:
     signal alarms do not work inside it.
     """
 
-    def __init__(self, rewards: Sequence[RewardConfig | Callable], environment: float = 0.0):
-        """`environment` is the weight of the reward that environments give; 0 is for runs without."""
-        if not rewards and not environment:
+    def __init__(self, rewards: Sequence[RewardConfig | Callable], given: dict[str, float] | None = None):
+        """`given`: name and weight of a score that comes from elsewhere: from environments, or with the data."""
+        given = given or {}
+        if not rewards and not given:
             raise ValueError("no reward is configured: set rewards to a built-in name or to path/to/file.py:function")
         self._parts: list[_Part] = []
         self._lock = threading.Lock()  # a worker answers one wave at a time
@@ -80,9 +81,8 @@ class Rewards:
         except ValueError:
             self.close()
             raise
-        given = (ENVIRONMENT,) if environment else ()
         self.names: tuple[str, ...] = (*given, *(part.label for part in self._parts))
-        self.weights = np.array([environment] * len(given) + [part.weight for part in self._parts])
+        self.weights = np.array([*given.values(), *(part.weight for part in self._parts)])
         repeated = sorted({name for name in self.names if self.names.count(name) > 1})
         if repeated:
             self.close()
@@ -99,18 +99,17 @@ class Rewards:
         completions: Sequence[str],
         completion_ids: Sequence[Sequence[int]],
         columns: dict[str, list],
-        given: Sequence[Outcome] = (),
+        *given: Sequence[Outcome],
     ) -> Scored:
         """Scores B completions; `completions` are texts, `columns` the data's other columns as lists of B.
 
-        `given` are the scores that the environments of the rows gave, where the run counts them.
+        `given` are the scores of B rows that came from elsewhere, for each name of them.
         """
         batch = _batch(prompts, completions, completion_ids, columns)
         batches = [part.batch(batch) for part in self._parts]
         with self._lock:
             outcomes = self._outcomes(batches)
-        if len(self.names) > len(self._parts):
-            outcomes = [list(given), *outcomes]
+        outcomes = [*(list(rows) for rows in given[: len(self.names) - len(self._parts)]), *outcomes]
         statuses = [[outcomes[k][b][0] for k in range(len(self.names))] for b in range(len(batch))]
         values = np.array([[outcome[1] for outcome in part] for part in outcomes], dtype=np.float64).T
         values = values.reshape(len(batch), len(self.names))

@@ -1,7 +1,7 @@
 """The loop: collect, weigh, update, record, save. Read it from top to bottom."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gspo.collectors.base import Collected
+from gspo.collectors.offline import OfflineSource
 from gspo.policies.causal_lm import TokenScorer
 from gspo.sinks import Record, Sink
 from gspo.training.batch import MiniBatch, advantage_input, assemble, flatten, mini_batches
@@ -16,6 +17,7 @@ from gspo.training.evaluate import EvaluationResult, evaluate
 from gspo.training.folder import RunFolder, write_ledger, write_rollouts
 from gspo.training.metrics import Metrics, rollout_metrics, term_metrics, update_metrics
 from gspo.training.parts import Parts, export_model
+from gspo.training.rankings import RankingResult, evaluate_rankings
 from gspo.training.schedule import learning_rate
 from gspo.training.state import TrainState, save
 from gspo.training.update import (
@@ -28,6 +30,9 @@ from gspo.training.update import (
     run_updates,
 )
 from gspo.types import Group, Sample
+
+Results = Mapping[str, EvaluationResult | RankingResult]
+"""Held-out results by prefix."""
 
 
 def train_steps(
@@ -121,6 +126,8 @@ def estimate(
 def settle_old_logprobs(parts: Parts, state: TrainState, batch: MiniBatch) -> tuple[str, Mismatch | None]:
     """Whose log-probs divide the ratio. "auto" measures once, on the first mini-batch of the run, then decides."""
     choice = state.old_logprobs or (parts.config.old_logprobs if parts.config.old_logprobs != "auto" else "")
+    if parts.is_offline:  # nobody knows how probable they were where they came from
+        return "policy", None
     if not any("old" in term.traits.needs for term in parts.terms):
         choice = "sampler"  # nothing divides by it
     if choice == "sampler":
@@ -143,12 +150,14 @@ def watch_old_logprobs(
     return choice, mismatch
 
 
-def evaluate_policy(parts: Parts) -> dict[str, EvaluationResult]:
+def evaluate_policy(parts: Parts) -> dict[str, EvaluationResult | RankingResult]:
     """Held-out results by prefix: "" at `evaluation.temperature`, and "greedy_" when asked for."""
     settings = parts.config.evaluation
     rows = [parts.dataset.held_out[i] for i in range(min(settings.prompts, len(parts.dataset.held_out)))]
     if not rows:
         return {}
+    if isinstance(parts.source, OfflineSource):
+        return {"": evaluate_rankings(parts.source, rows, parts.policy)}
     temperatures = {"": settings.temperature}
     if settings.greedy and settings.temperature != 0:
         temperatures["greedy_"] = 0.0
@@ -158,25 +167,25 @@ def evaluate_policy(parts: Parts) -> dict[str, EvaluationResult]:
     }
 
 
-def evaluation_metrics(results: dict[str, EvaluationResult]) -> Metrics:
+def evaluation_metrics(results: Results) -> Metrics:
     return {
         f"eval/{prefix}{name}": value for prefix, result in results.items() for name, value in result.facts().items()
     }
 
 
-def evaluation_record(results: dict[str, EvaluationResult]) -> dict[str, Any]:
+def evaluation_record(results: Results) -> dict[str, Any]:
     """Scores and examples as summary.json has them."""
     scores = {name.removeprefix("eval/"): value for name, value in evaluation_metrics(results).items()}
     return {"scores": scores, "examples": list(results[""].examples) if results else []}
 
 
-def score_of(results: dict[str, EvaluationResult]) -> float:
+def score_of(results: Results) -> float:
     """What "best" means: held-out accuracy, or reward where there is no answer to compare with."""
     result = results[""]
     return result.reward if result.accuracy is None else result.accuracy
 
 
-def keep_best(parts: Parts, state: TrainState, results: dict[str, EvaluationResult], folder: RunFolder) -> TrainState:
+def keep_best(parts: Parts, state: TrainState, results: Results, folder: RunFolder) -> TrainState:
     """Export the model under `best/` when its held-out score is the highest so far."""
     if not results or not score_of(results) > state.best:
         return state

@@ -18,6 +18,7 @@ from gspo.collectors import (
     Source,
     TurnForks,
 )
+from gspo.collectors.offline import SCORE, OfflineSource, is_offline
 from gspo.config import RunConfig
 from gspo.data import Dataset, load_dataset
 from gspo.envs.base import EnvFactory
@@ -31,6 +32,7 @@ from gspo.policies.network import Network
 from gspo.renderers import Renderer
 from gspo.requirements import unmet
 from gspo.rewards import Rewards
+from gspo.rewards.scoring import ENVIRONMENT
 from gspo.samplers.in_process import InProcess
 from gspo.sampling import Sampling
 
@@ -75,7 +77,7 @@ class Parts:
     rewards: Rewards
     policy: CausalLM
     sampler: InProcess
-    source: GroupSource | EpisodeSource
+    source: GroupSource | EpisodeSource | OfflineSource
     collector: Collector
     terms: tuple[UnitObjective, ...]
     advantage: AdvantageEstimator
@@ -85,8 +87,14 @@ class Parts:
         in_terms = any("reference" in term.traits.needs for term in self.terms)
         return in_terms or "reference" in self.advantage.traits.needs
 
+    @property
+    def is_offline(self) -> bool:
+        """Whether completions come with the data, and nothing is sampled."""
+        return isinstance(self.source, OfflineSource)
+
     def evaluation_source(self, temperature: float) -> GroupSource | EpisodeSource:
         """Held-out sampling: `samples` attempts, one when greedy."""
+        assert not isinstance(self.source, OfflineSource)
         settings = self.config.evaluation
         limit = settings.max_completion_tokens or self.config.sampling.max_completion_tokens
         sampling = (
@@ -105,10 +113,14 @@ def build(
     terms, advantage = chosen_terms(config, given), given.advantage or config.advantage
     dataset = given.data or load_dataset(config.data, config.seed)
     has_environment = given.environment is not None or config.environment.is_set
-    environment_weight = config.environment.weight if has_environment else 0.0
-    own = () if environment_weight else dataset.rewards
-    chosen = tuple(given.rewards) or config.rewards or own
-    refuse_unmet(config, terms, advantage, dataset, len(chosen) + bool(environment_weight))
+    reads_completions = len(dataset.train) > 0 and is_offline(dataset.train[0])
+    own: dict[str, float] = {SCORE: 1.0} if reads_completions else {}
+    if has_environment and config.environment.weight:
+        own = {ENVIRONMENT: config.environment.weight}
+    chosen = tuple(given.rewards) or config.rewards or (() if own else dataset.rewards)
+    refuse_unmet(config, terms, advantage, dataset, len(chosen) + len(own))
+    if reads_completions:
+        refuse_sampling(config, has_environment, chosen)
     loaded = (
         Loaded(given.model.eval(), given.tokenizer, type(given.model).__name__)
         if given.model is not None
@@ -141,12 +153,12 @@ def build(
     )
     policy = CausalLM(scorer, config.optimizer)
     sampler = InProcess(network, renderer.stop_ids, renderer.pad_id, config.sampler_rows)
-    if with_rewards and not chosen and not environment_weight:
+    if with_rewards and not chosen and not own:
         raise ValueError(
             f"the data ({dataset.reading}) brings no reward of its own; set [[rewards]] name = ... or function = "
             '"file.py:function"'
         )
-    rewards = Rewards(chosen, environment_weight) if with_rewards else Rewards([no_reward])
+    rewards = Rewards(chosen, own) if with_rewards else Rewards([no_reward])
     common: dict[str, Any] = {
         "rows": dataset.train,
         "renderer": renderer,
@@ -157,7 +169,9 @@ def build(
         "seed": config.seed,
         "failure_limit": config.reward_failure_limit,
     }
-    source: GroupSource | EpisodeSource = GroupSource(**common, overlap_rewards=config.overlap_rewards)
+    source: GroupSource | EpisodeSource | OfflineSource = GroupSource(**common, overlap_rewards=config.overlap_rewards)
+    if reads_completions:
+        source = OfflineSource(rows=dataset.train, renderer=renderer, seed=config.seed)
     if has_environment and with_rewards:
         source = EpisodeSource(
             **common,
@@ -181,7 +195,25 @@ def build(
     )
 
 
-def chosen_collector(config: RunConfig, source: GroupSource | EpisodeSource) -> Collector:
+def refuse_sampling(config: RunConfig, has_environment: bool, rewards: Sequence[Any]) -> None:
+    """Raises ValueError where completions that stand in the data meet settings for sampled ones."""
+    settings = config.collector
+    what = {
+        "an environment": has_environment,
+        "rewards": bool(rewards),
+        "collector.refill": settings.refill,
+        "collector.drafts": bool(settings.drafts.number),
+        "collector.forks": settings.forks,
+    }
+    wrong = [name for name, is_there in what.items() if is_there]
+    if wrong:
+        raise ValueError(
+            f"the data brings its own completions (chosen and rejected, or completions and scores): {wrong[0]} is for "
+            "sampled ones. Remove it, or rename those columns to sample from the prompts"
+        )
+
+
+def chosen_collector(config: RunConfig, source: GroupSource | EpisodeSource | OfflineSource) -> Collector:
     """What becomes a batch: plain groups, refinements of drafts, alternatives at turns; as they come, or refilled."""
     settings = config.collector
     groups: Source = source

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from gspo.collectors.draft_then_refine import drafted
+from gspo.collectors.offline import is_offline
 from gspo.config import RunConfig
+from gspo.data import Row
 from gspo.heap import return_blocks, returns_blocks
 from gspo.models import pick_device, without_progress_bars
 from gspo.policies.causal_lm import CausalLM, TokenScorer
@@ -168,7 +170,7 @@ def cold_start(parts: Parts, console: Console, should_stop: Callable[[], bool]) 
     settings = parts.config.cold_start
     if not settings.steps:
         return 0
-    rows = parts.dataset.cold_start or [row for row in parts.dataset.train if "completion" in row]
+    rows = parts.dataset.cold_start or completions_to_imitate(parts.dataset.train)
     if not rows:
         raise ValueError("cold_start.steps is set but the data has no completion column to imitate")
     if parts.config.collector.drafts.number:
@@ -181,7 +183,7 @@ def cold_start(parts: Parts, console: Console, should_stop: Callable[[], bool]) 
     def is_done(step: int, loss: float) -> bool:
         facts = {"loss": loss}
         done = should_stop()
-        if step % settings.check_every == 0:
+        if step % settings.check_every == 0 and not parts.is_offline:
             result = evaluate(parts.evaluation_source(0.0), problems, parts.dataset.is_correct)
             accuracy = result.reward if result.accuracy is None else result.accuracy
             facts["accuracy"] = accuracy
@@ -202,6 +204,13 @@ def cold_start(parts: Parts, console: Console, should_stop: Callable[[], bool]) 
     )
     parts.policy.weights.adopt()
     return steps
+
+
+def completions_to_imitate(rows: Sequence[Row]) -> list[Row]:
+    """Rows with a completion; of preference pairs, the chosen one."""
+    if len(rows) and is_offline(rows[0]) and "chosen" in rows[0]:
+        return [{**row, "completion": row["chosen"]} for row in rows]
+    return [row for row in rows if "completion" in row]
 
 
 def new_folder(config: RunConfig) -> Path:

@@ -75,12 +75,14 @@ def prepare(
     """Old and reference log-probs in place, before the first update moves the weights.
 
     The policy scores just the rows that training will send through the network, so that both passes have the same
-    micro-batches and the ratio of the first update is 1 to the bit, in bf16 too.
+    micro-batches and the ratio of the first update is 1 to the bit, in bf16 too. Where no term divides by old
+    log-probs, and nobody knows the sampler's, the reference's stand in for them in the metrics.
     """
+    divides = any("old" in term.traits.needs for term in terms)
     ready = []
     for batch in batches:
         rows = live_rows(batch.step, terms)
-        if rescore_old and rows:
+        if rescore_old and rows and divides:
             old = batch.step.old_logprobs.clone()
             old[rows] = policy.logprobs(batch.step.rows(rows)).logprobs.to(old.dtype)
             batch = with_old_logprobs(batch, old)
@@ -89,6 +91,8 @@ def prepare(
             batch = with_old_entropy(batch, entropy)
         if reference is not None and any("reference" in term.traits.needs for term in terms):
             batch = with_reference(batch, reference.logprobs(batch.step).logprobs)
+            if rescore_old and not divides:
+                batch = with_old_logprobs(batch, batch.step.reference_logprobs)
         ready.append(batch)
     return ready
 
