@@ -16,6 +16,7 @@ from gspo.envs.config import EnvironmentConfig
 from gspo.limits import at_least
 from gspo.models import TINY, Dtype, LoRA, TinyConfig
 from gspo.objectives import GSPO, Objective, Term
+from gspo.phases import Phase, refuse_unsound
 from gspo.policies.layouts import LayoutName
 from gspo.policies.master import AdamW
 from gspo.rewards import RewardConfig
@@ -210,6 +211,8 @@ class RunConfig:
     """Low-rank adapters."""
     tiny: TinyConfig = field(default_factory=TinyConfig)
     """Shape of the embedded model."""
+    phase: tuple[Phase, ...] = ()
+    """A schedule of phases, gone through again and again for `steps` steps; empty is one phase of sampling."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Trackers written beside metrics.jsonl; one that is not installed is an error, except tensorboard."""
 
@@ -218,6 +221,7 @@ class RunConfig:
         at_least(self, "", 1, "micro_batch_tokens", "sampler_rows")
         at_least(self, "", 0, "seed", "threads", "reward_failure_limit")
         self._check_collector()
+        self._check_phases()
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ValueError(f"device is {self.device!r}; it must be auto, cpu, cuda, cuda:1 or mps")
         if self.prompts_per_step % self.updates_per_step:
@@ -242,4 +246,24 @@ class RunConfig:
         if drafts >= self.group_size:
             raise ValueError(
                 f"collector.drafts.number = {drafts} leaves no refinement of group_size = {self.group_size} completions"
+            )
+
+    def _check_phases(self) -> None:
+        refuse_unsound(self.phase)
+        if not any(phase.pairs_from for phase in self.phase):
+            return
+        if self.environment.is_set:
+            raise ValueError("phases with pairs_from compare single completions: they cannot go with an environment")
+        if self.lora.rank and any(p.pairs_from and p.reference == "phase" for p in self.phase):
+            raise ValueError(
+                'a LoRA policy is compared with the model under its adapters: set reference = "start" in phases with '
+                "pairs_from"
+            )
+        if self.checkpoints.save_rollouts_every != 1:
+            raise ValueError("phases with pairs_from read all saved rollouts: set checkpoints.save_rollouts_every = 1")
+        span = sum(phase.steps for phase in self.phase)
+        if self.checkpoints.keep_rollouts and self.checkpoints.keep_rollouts < span:
+            raise ValueError(
+                f"phases with pairs_from read the rollouts of a round of {span} steps: set checkpoints.keep_rollouts "
+                f"to at least {span}, or to 0 to keep all"
             )

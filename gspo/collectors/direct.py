@@ -12,10 +12,11 @@ class Direct:
     prompts_per_step: int
 
     def collect(self, cursor: int, step: int) -> Collected:
-        wave = self.source.wave(self.source.next_rows(cursor, self.prompts_per_step), step)
+        rows = self.source.next_rows(cursor, self.prompts_per_step)
+        wave = self.source.wave(rows, step)
         return Collected(
             groups=wave.groups,
-            cursor=cursor + self.prompts_per_step,
+            cursor=rows[-1][0] + 1,
             seconds=wave.seconds,
             prompts_drawn=self.prompts_per_step,
             errors=wave.errors,

@@ -329,6 +329,8 @@ class EpisodeSource:
     failure_limit: float = 1.0
     """Of reward functions; at 1 environments may fail without limit too."""
     context: int = 0
+    dropped: frozenset[int] = frozenset()
+    """Rows that are not drawn."""
 
     @property
     def stage(self) -> Stage:
@@ -342,7 +344,7 @@ class EpisodeSource:
         )
 
     def next_rows(self, cursor: int, count: int) -> list[tuple[int, Row]]:
-        return next_rows(self.rows, self.seed, cursor, count)
+        return next_rows(self.rows, self.seed, cursor, count, self.dropped)
 
     def wave(self, rows: Sequence[tuple[int, Row]], step: int) -> Wave:
         """Groups of episodes for (prompt id, row) pairs, played in step and scored at the end."""
@@ -447,7 +449,6 @@ def facts_of(episodes: Sequence[Episode]) -> Facts:
     count = float(len(episodes))
     facts: Facts = {
         "environment/turns": (float(sum(len(e.turns) for e in episodes)), count),
-        "environment/seconds": (sum(e.seconds for e in episodes), count),
         "environment/observations_cut": (float(sum(e.observations_cut for e in episodes)), 0.0),
         "environment/failed": (float(sum(e.ending in FAILED_ENDINGS for e in episodes)), 0.0),
     }

@@ -27,8 +27,9 @@ class Refill:
         facts: Facts = {}
         rounds = 0
         while len(mixed) < self.prompts_per_step and rounds < self.max_rounds:
-            wave = self.source.wave(self.source.next_rows(cursor, self.prompts_per_step), step)
-            cursor += self.prompts_per_step
+            rows = self.source.next_rows(cursor, self.prompts_per_step)
+            wave = self.source.wave(rows, step)
+            cursor = rows[-1][0] + 1
             rounds += 1
             for group in wave.groups:
                 (mixed if has_spread(group) else flat).append(group)

@@ -1,7 +1,7 @@
 """Prompts from the data, completions from a sampler, scores from rewards: groups, a wave at a time."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
@@ -36,9 +36,23 @@ class Source(Protocol):
     def wave(self, rows: Sequence[tuple[int, Row]], step: int) -> Wave: ...
 
 
-def next_rows(rows: Sequence[Row], seed: int, cursor: int, count: int) -> list[tuple[int, Row]]:
-    """(prompt number, row) of the next prompts; the numbers count prompts since the start of the run."""
-    return [(cursor + i, rows[index]) for i, index in enumerate(rows_at(cursor, count, len(rows), seed))]
+def next_rows(
+    rows: Sequence[Row], seed: int, cursor: int, count: int, dropped: Set[int] = frozenset()
+) -> list[tuple[int, Row]]:
+    """(prompt number, row) of the next prompts; the numbers count prompts since the start of the run.
+
+    Rows in `dropped` are passed over, so that numbers may leave gaps.
+    """
+    if not dropped:
+        return [(cursor + i, rows[index]) for i, index in enumerate(rows_at(cursor, count, len(rows), seed))]
+    if len(dropped) >= len(rows):
+        raise ValueError(f"all {len(rows)} prompts are solved and left out (drop_solved): there is nothing to draw")
+    found: list[tuple[int, Row]] = []
+    while len(found) < count:
+        drawn = enumerate(rows_at(cursor, count, len(rows), seed), start=cursor)
+        found += [(number, rows[index]) for number, index in drawn if index not in dropped]
+        cursor += count
+    return found[:count]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +69,11 @@ class GroupSource:
     failure_limit: float = 1.0
     overlap_rewards: bool = False
     """Score groups that have ended while others are being sampled, where the rewards take time."""
+    dropped: frozenset[int] = frozenset()
+    """Rows that are not drawn."""
 
     def next_rows(self, cursor: int, count: int) -> list[tuple[int, Row]]:
-        return next_rows(self.rows, self.seed, cursor, count)
+        return next_rows(self.rows, self.seed, cursor, count, self.dropped)
 
     def wave(self, rows: Sequence[tuple[int, Row]], step: int, turn: int = 0) -> Wave:
         """Groups for (prompt id, row) pairs, sampled together; scored together too, or as they end.

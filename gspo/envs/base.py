@@ -89,4 +89,3 @@ class Evaluates(Protocol):
     """Can say what an action would bring without taking it: the observation that `step` would give, no state moved."""
 
     def evaluate(self, action: Action) -> Maybe[Observation]: ...
-

@@ -20,6 +20,8 @@ from gspo.sinks.curve import Curve
 _Shown = tuple[tuple[str, str, Callable[[float], str]], ...]
 _SCORES: _Shown = (("reward", "reward", "{:.3f}".format), ("eval/accuracy", "held-out", "{:.3f}".format))
 _FACTS: _Shown = (
+    ("preference/accuracy", "preferred", lambda value: f"{100 * value:.0f} %"),
+    ("environment/failed", "failed environments", lambda value: f"{value:.0f}" if value else ""),
     ("clip_ratio/region_mean", "clipped", lambda value: f"{100 * value:.1f} %"),
     ("entropy", "entropy", lambda value: f"{value:.3f}"),
     ("completions/mean_length", "length", lambda value: f"{value:.1f}"),
@@ -39,6 +41,12 @@ def format_duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{minutes:.0f} min" if minutes < 60 else f"{int(hours)} h {int(minutes) % 60:02d} min"
+
+
+def _worded(metrics: dict[str, float], shown: _Shown) -> list[tuple[str, str]]:
+    """(label, value) of what there is to say; a form may have nothing to say of a value."""
+    known = [(label, form(metrics[name])) for name, label, form in shown if _known(metrics, name)]
+    return [(label, value) for label, value in known if value]
 
 
 def _known(metrics: dict[str, float], name: str) -> bool:
@@ -108,7 +116,7 @@ class Console:
 
     def message(self, text: str) -> None:
         """Text that stays, above the live view."""
-        for line in text.splitlines():
+        for line in text.splitlines():  # nothing of an empty text
             self._print(line)
 
     def close(self) -> None:
@@ -124,7 +132,7 @@ class Console:
 
     def _line(self, record: Record) -> str:
         metrics = record.metrics
-        facts = [f"{label} {form(metrics[name])}" for name, label, form in _SCORES + _FACTS if _known(metrics, name)]
+        facts = [f"{label} {value}" for label, value in _worded(metrics, _SCORES + _FACTS)]
         left = [f"left {self._steps.left()}"] if self._steps and 0 < record.step < self._total_steps else []
         width = len(str(self._total_steps))
         return "  ".join([f"step {record.step:>{width}}/{self._total_steps}", *facts, *left])
@@ -148,7 +156,7 @@ class Console:
         shown = [Curve(name, tuple(values), style, wide) for name, values, style, wide in curves if values]
         if shown:
             parts += [Text(), _side_by_side(shown, self._terminal.width)]
-        facts = [(label, form(self._last[name])) for name, label, form in _FACTS if _known(self._last, name)]
+        facts = _worded(self._last, _FACTS)
         if facts:
             parts += [Text(), _fact_line(facts)]
         if self._sample:

@@ -91,6 +91,16 @@ def _of_piece(advantage: torch.Tensor, start: int, mask: Sequence[bool]) -> floa
     return tuple(next(units) if is_unit else 0.0 for is_unit in mask)
 
 
+def units_of_rollouts(values: torch.Tensor, samples: Sequence[Sample]) -> torch.Tensor:
+    """[samples, ids] -> [rollouts, units]: what the policy chose, the pieces of a rollout one after another."""
+    found: dict[int, list[torch.Tensor]] = {}
+    for row, sample in enumerate(samples):
+        own = values[row, : len(sample.completion_ids)]
+        own = own if sample.mask is None else own[torch.tensor(sample.mask)]
+        found.setdefault(sample.rollout_id, []).append(own)
+    return torch.nn.utils.rnn.pad_sequence([torch.cat(pieces) for pieces in found.values()], batch_first=True)
+
+
 def mini_batches(samples: Sequence[Sample], number: int, seed: int, step: int) -> list[list[Sample]]:
     """Whole groups, shuffled by (seed, step), in `number` mini-batches of equally many groups, or nearly so.
 

@@ -32,6 +32,8 @@ class RunFolder:
     best = property(lambda self: self.path / "best")
     summary = property(lambda self: self.path / "summary.json")
     report = property(lambda self: self.path / "report.html")
+    pairs = property(lambda self: self.path / "pairs")
+    phase_reference = property(lambda self: self.path / "phase_reference")
     tensorboard = property(lambda self: self.path / "tensorboard")
 
     def prune(self, keep: int) -> None:
@@ -42,7 +44,10 @@ class RunFolder:
                     old.unlink()
 
     def drop_after(self, step: int) -> None:
-        """Remove rollout and ledger files of steps that a resumed run will make again."""
+        """Remove rollout and ledger files of steps that a resumed run will make again, and pairs found after it."""
+        for file in self.pairs.glob("step_*.json"):
+            if int(file.stem.removeprefix("step_")) > step:
+                file.unlink()
         for folder in (self.rollouts, self.ledger):
             for file in folder.glob("step_*.parquet"):
                 if int(file.stem.removeprefix("step_")) > step:

@@ -12,10 +12,17 @@ from gspo.collectors.base import Collected
 from gspo.collectors.offline import OfflineSource
 from gspo.policies.causal_lm import TokenScorer
 from gspo.sinks import Record, Sink
-from gspo.training.batch import MiniBatch, advantage_input, assemble, flatten, mini_batches
+from gspo.training.batch import MiniBatch, advantage_input, assemble, flatten, mini_batches, units_of_rollouts
 from gspo.training.evaluate import EvaluationResult, evaluate
 from gspo.training.folder import RunFolder, write_ledger, write_rollouts
-from gspo.training.metrics import Metrics, rollout_metrics, term_metrics, update_metrics
+from gspo.training.metrics import (
+    Metrics,
+    completion_metrics,
+    preference_metrics,
+    rollout_metrics,
+    term_metrics,
+    update_metrics,
+)
 from gspo.training.parts import Parts, export_model
 from gspo.training.rankings import RankingResult, evaluate_rankings
 from gspo.training.schedule import learning_rate
@@ -42,11 +49,12 @@ def train_steps(
     folder: RunFolder,
     sinks: Sequence[Sink],
     should_stop: Callable[[], bool] = lambda: False,
+    until: int | None = None,
 ) -> TrainState:
-    """Rollout batches from `state.step` to `config.steps`; ends early, saved, when `should_stop()`."""
+    """Rollout batches from `state.step` until that step, or `config.steps`; ends early, saved, when `should_stop()`."""
     config = parts.config
     started = time.perf_counter() - state.seconds
-    while state.step < config.steps and not should_stop():
+    while state.step < (until or config.steps) and not should_stop():
         step_started = time.perf_counter()
         clock = Clock()
 
@@ -63,7 +71,7 @@ def train_steps(
             choice, mismatch = settle_old_logprobs(parts, state, batches[0])
             batches = prepare(batches, parts.policy, parts.terms, reference, rescore_old=choice == "policy")
         with clock.time("update"):
-            rates = [_lr(parts, state.version + i) for i in range(len(batches) * config.epochs)]
+            rates = [_lr(parts, state.step, i) for i in range(len(batches) * config.epochs)]
             updates, term_states = run_updates(
                 parts.policy, batches, parts.terms, config.epochs, rates, state.objective or ()
             )
@@ -75,12 +83,12 @@ def train_steps(
             version=state.version + len(updates),
             cursor=collected.cursor,
             num_tokens=state.num_tokens + _tokens(samples),
-            old_logprobs=choice,
+            old_logprobs=state.old_logprobs if parts.is_offline else choice,
             advantage=advantage_state,
             objective=term_states,
         )
         metrics = {
-            **rollout_metrics(collected, parts.rewards.names, [sample.mean_advantage for sample in samples]),
+            **batch_metrics(parts, collected, samples, updates),
             **update_metrics(updates),
             **term_metrics(parts.terms, updates, term_states),
             **_mismatch_metrics(mismatch),
@@ -111,6 +119,13 @@ def train_steps(
     return state
 
 
+def batch_metrics(parts: Parts, collected: Collected, samples: Sequence[Sample], updates: Sequence[Update]) -> Metrics:
+    """Of rewards where completions were sampled, of preferences where they were given."""
+    if parts.is_offline:
+        return {**completion_metrics(collected), **preference_metrics(updates)}
+    return rollout_metrics(collected, parts.rewards.names, [sample.mean_advantage for sample in samples])
+
+
 def estimate(
     parts: Parts, groups: Sequence[Group], reference: TokenScorer | None, state: Any
 ) -> tuple[torch.Tensor, Any]:
@@ -119,7 +134,8 @@ def estimate(
     if "reference" in parts.advantage.traits.needs:
         assert reference is not None
         rows = flatten(groups, torch.zeros(sum(len(g.rollouts) for g in groups)), False)
-        logprobs = reference.logprobs(assemble(rows, parts.policy.network.device)).logprobs.cpu()
+        scored = reference.logprobs(assemble(rows, parts.policy.network.device)).logprobs.cpu()
+        logprobs = units_of_rollouts(scored, rows)
     return parts.advantage(advantage_input(groups, parts.rewards.weights, logprobs), state)
 
 
@@ -208,10 +224,11 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
-def _lr(parts: Parts, update: int) -> float:
+def _lr(parts: Parts, step: int, update: int) -> float:
+    """Of update number `update` of a step."""
     config = parts.config
     per_step = config.updates_per_step * config.epochs
-    return learning_rate(config.schedule, config.optimizer.lr, update, per_step, config.steps)
+    return learning_rate(config.schedule, config.optimizer.lr, step * per_step + update, per_step, config.steps)
 
 
 def _mismatch_metrics(mismatch: Mismatch | None) -> Metrics:

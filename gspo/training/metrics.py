@@ -19,26 +19,19 @@ Metrics = dict[str, float]
 
 
 def rollout_metrics(collected: Collected, names: Sequence[str], advantage: Sequence[float]) -> Metrics:
-    """Rewards, lengths and failures of a rollout batch; `advantage` is one per rollout."""
+    """Rewards, lengths and failures of a rollout batch; `advantage` is one per training sequence."""
     groups = collected.groups
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     total = np.array([r.reward for r in rollouts])
     scored = total[~np.isnan(total)]
-    lengths = np.array([len(r.completion.ids) for r in rollouts])
-    ended = lengths[[r.completion.finish_reason == "stop" for r in rollouts]]
     out: Metrics = {
         "reward": _mean(scored),
         "reward_std": _mean([_std(group) for group in groups]),
         "frac_reward_zero_std": _mean([not has_spread(group) for group in groups]),
         "reward/errors": float(sum(s in ("error", "timeout", "nan") for r in rollouts for s in r.statuses)),
-        "completions/mean_length": _mean(lengths),
-        "completions/min_length": float(lengths.min()),
-        "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": 1 - len(ended) / len(lengths),
-        "completions/mean_terminated_length": _mean(ended),
         "advantage/abs_mean": _mean(np.abs(advantage)),
         "collect/prompts_drawn": float(collected.prompts_drawn),
-        **shown(collected.facts),
+        **completion_metrics(collected),
     }
     parts = np.array([r.rewards for r in rollouts])
     for k, name in enumerate(names):
@@ -47,6 +40,45 @@ def rollout_metrics(collected: Collected, names: Sequence[str], advantage: Seque
         out[f"rewards/{name}/std"] = float(column.std()) if len(column) else 0.0
         out[f"rewards/{name}/failed"] = float(sum(r.statuses[k] in ("error", "timeout", "nan") for r in rollouts))
     return out
+
+
+def completion_metrics(collected: Collected) -> Metrics:
+    """Lengths, and what the collector counted."""
+    rollouts = [rollout for group in collected.groups for rollout in group.rollouts]
+    lengths = np.array([len(r.completion.ids) for r in rollouts])
+    ended = lengths[[r.completion.finish_reason == "stop" for r in rollouts]]
+    return {
+        "completions/mean_length": _mean(lengths),
+        "completions/min_length": float(lengths.min()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": 1 - len(ended) / len(lengths),
+        "completions/mean_terminated_length": _mean(ended),
+        **shown(collected.facts),
+    }
+
+
+def preference_metrics(updates: Sequence[Update]) -> Metrics:
+    """Of the best and the worst row of each group, at the update that trained them: their log-ratios, which is greater.
+
+    The log-ratio is summed over tokens, against the reference where there is one, else against the policy as it was
+    when the step began.
+    """
+    chosen, rejected = [], []
+    for u in (u for u in updates if u.result is not None):
+        step = u.batch.step.rows(u.rows)
+        mask, rewards, group = step.mask.cpu(), step.rewards.cpu().numpy(), step.group.cpu().numpy()
+        gap = (u.result.logprobs - step.old_logprobs.cpu()).masked_fill(~mask, 0.0).double().sum(dim=1).numpy()
+        for number in np.unique(group):
+            rows = np.flatnonzero(group == number)
+            chosen.append(gap[rows[rewards[rows].argmax()]])
+            rejected.append(gap[rows[rewards[rows].argmin()]])
+    margin = np.array(chosen) - np.array(rejected)
+    return {
+        "preference/accuracy": _mean(margin > 0),
+        "preference/margin": _mean(margin),
+        "preference/chosen": _mean(chosen),
+        "preference/rejected": _mean(rejected),
+    }
 
 
 def update_metrics(updates: Sequence[Update]) -> Metrics:

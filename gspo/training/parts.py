@@ -19,6 +19,7 @@ from gspo.collectors import (
     TurnForks,
 )
 from gspo.collectors.offline import SCORE, OfflineSource, is_offline
+from gspo.collectors.pairs import PairCollector
 from gspo.config import RunConfig
 from gspo.data import Dataset, load_dataset
 from gspo.envs.base import EnvFactory
@@ -89,8 +90,8 @@ class Parts:
 
     @property
     def is_offline(self) -> bool:
-        """Whether completions come with the data, and nothing is sampled."""
-        return isinstance(self.source, OfflineSource)
+        """Whether completions come with the data or as pairs, and nothing is sampled."""
+        return isinstance(self.source, OfflineSource) or isinstance(self.collector, PairCollector)
 
     def evaluation_source(self, temperature: float) -> GroupSource | EpisodeSource:
         """Held-out sampling: `samples` attempts, one when greedy."""

@@ -15,11 +15,12 @@ import torch
 
 from gspo.collectors.draft_then_refine import drafted
 from gspo.collectors.offline import is_offline
+from gspo.collectors.pairs import PairCollector
 from gspo.config import RunConfig
 from gspo.data import Row
 from gspo.heap import return_blocks, returns_blocks
 from gspo.models import pick_device, without_progress_bars
-from gspo.policies.causal_lm import CausalLM, TokenScorer
+from gspo.policies.causal_lm import CausalLM
 from gspo.policies.master import AdamW
 from gspo.report import build_report
 from gspo.sampling import Sampling
@@ -29,7 +30,8 @@ from gspo.threads import Threads, choose_threads
 from gspo.training.evaluate import evaluate
 from gspo.training.folder import RunFolder, write_json
 from gspo.training.loop import evaluate_policy, evaluation_metrics, evaluation_record, train_steps
-from gspo.training.parts import Given, Parts, build, export_model, frozen_reference, saved_reference
+from gspo.training.parts import Given, Parts, build, chosen_terms, export_model, frozen_reference, saved_reference
+from gspo.training.phased import Phased, phase_config, schedule
 from gspo.training.state import TrainState, load_newest, save
 from gspo.training.supervised import train_supervised
 from gspo.training.update import initial_states
@@ -64,9 +66,9 @@ def start(config: RunConfig, given: Given = Given(), console: Console | None = N
         _say_what(parts, threads, folder, console)
         started = time.perf_counter()
         supervised = cold_start(parts, console, should_stop)
-        if supervised or (parts.needs_reference and not config.lora.rank):
+        if supervised or (_needs_start(parts) and not config.lora.rank):
             export_model(parts, folder.initial)
-        reference = frozen_reference(parts) if parts.needs_reference else None
+        reference = frozen_reference(parts) if _needs_start(parts) else None
         before = evaluate_policy(parts)
         state = TrainState(
             threads=threads.number,
@@ -79,7 +81,8 @@ def start(config: RunConfig, given: Given = Given(), console: Console | None = N
         for sink in sinks:
             sink.write(Record(step=0, metrics=evaluation_metrics(before)))
         save(folder.checkpoints, state, parts.policy.weights.state(), config.checkpoints.keep)
-        return _go(parts, state, reference, folder, sinks, console, should_stop)
+        phased = Phased(parts=parts, given=given, folder=folder, reference=reference)
+        return _go(phased, state, sinks, console, should_stop)
 
 
 def resume(
@@ -107,7 +110,7 @@ def resume(
         config = replace(config, threads=state.threads)
         parts, _ = _build(config, given, console, stack)
         parts.policy.weights.load(tensors)
-        reference = saved_reference(parts, folder.initial) if parts.needs_reference else None
+        reference = saved_reference(parts, folder.initial) if _needs_start(parts) else None
         folder.config.write_text(write_toml(to_table(config)))
         truncate_after(folder.metrics, state.step)
         folder.drop_after(state.step)
@@ -115,7 +118,16 @@ def resume(
         if state.step >= config.steps:
             console.message(f"all {config.steps} steps are done; extend the run with --steps {config.steps * 2}")
         sinks = _sinks(config, folder, console, stack)
-        return _go(parts, state, reference, folder, sinks, console, should_stop)
+        phased = Phased(parts=parts, given=given, folder=folder, reference=reference)
+        return _go(phased, state, sinks, console, should_stop)
+
+
+def _needs_start(parts: Parts) -> bool:
+    """Whether the policy as it was at the start of the run is compared with, in any phase."""
+    phases = [phase for phase in parts.config.phase if not phase.pairs_from or phase.reference == "start"]
+    return parts.needs_reference or any(
+        "reference" in term.traits.needs for phase in phases for term in chosen_terms(phase_config(parts.config, phase))
+    )
 
 
 def _surroundings(stack: ExitStack, console: Console) -> Callable[[], bool]:
@@ -139,16 +151,20 @@ def _build(config: RunConfig, given: Given, console: Console, stack: ExitStack) 
 
 
 def _go(
-    parts: Parts,
-    state: TrainState,
-    reference: TokenScorer | None,
-    folder: RunFolder,
-    sinks: Sequence[Sink],
-    console: Console,
-    should_stop: Callable[[], bool],
+    phased: Phased, state: TrainState, sinks: Sequence[Sink], console: Console, should_stop: Callable[[], bool]
 ) -> Run:
+    parts, folder = phased.parts, phased.folder
     try:
-        state = train_steps(parts, state, reference, folder, sinks, should_stop)
+        for span in schedule(parts.config):
+            if state.step >= span.end or should_stop():
+                continue
+            now, state, reference, said = phased.enter(span, state)
+            console.message(said)
+            if isinstance(now.collector, PairCollector) and not now.collector.pairs:
+                console.message(f"no pairs for phase {span.phase.name}: its {span.end - span.start} steps are left out")
+                state = replace(state, step=span.end)
+                continue
+            state = train_steps(now, state, reference, folder, sinks, should_stop, until=span.end)
     except FloatingPointError as error:
         raise ValueError(
             f"training diverged: {error}; the last checkpoint is kept. Lower optimizer.lr, or look at it with "

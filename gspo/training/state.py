@@ -44,6 +44,8 @@ class TrainState:
     """Held-out scores before training, and examples."""
     after: dict[str, Any] = field(default_factory=dict)
     """Newest held-out scores, and examples."""
+    dropped: list[int] = field(default_factory=list)
+    """Rows of the data that a schedule draws no more, for being solved."""
     advantage: Any = None
     """State of the advantage estimator."""
     objective: Any = None

@@ -15,6 +15,8 @@ from gspo.settings import write_toml
 from gspo.training.run import resume, start
 from gspo.training.state import checkpoints, damage, load_newest
 
+GUESSING = f"{Path(__file__).parent / 'guessing.py'}:Guessing"
+PAIRS = str(Path(__file__).parent / "pairs.jsonl")
 VARIANTS = {
     "gspo": (),
     "policy's old log-probs": (("old_logprobs", "policy"),),
@@ -41,6 +43,18 @@ VARIANTS = {
     "bf16": (("dtype", "bfloat16"),),
     "shared prefix, padded micro-batches": (("layout", "shared_prefix"), ("micro_batch_tokens", 40)),
     "lora": (("lora.rank", 2), ("terms", [{"name": "reference_kl"}])),
+    "drafts and refinements": (
+        ("collector.drafts.number", 2),
+        ("collector.drafts.template", "{draft} {prompt}"),
+        ("collector.drafts.ties", "random"),
+    ),
+    "turns with an environment": (("environment.function", GUESSING), ("old_logprobs", "policy")),
+    "alternatives at turns": (
+        ("environment.function", GUESSING),
+        ("collector.forks", True),
+        ("collector.continuation", "random"),
+    ),
+    "pairs of a file": (("data.path", PAIRS), ("rewards", []), ("objective", "dpo")),
     "cold start": (("cold_start.steps", 3), ("cold_start.batch", 8), ("terms", [{"name": "reference_kl"}])),
 }
 
@@ -68,6 +82,54 @@ def test_interrupted_equals_uninterrupted(tmp_path, monkeypatch, variant):
     monkeypatch.setattr(loop, "write_rollouts", write)
     resume(tmp_path / "cut")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+SCHEDULE = (
+    ("steps", 7),
+    ("evaluation.every", 0),
+    ("group_size", 2),
+    ("checkpoints.every", 2),
+    (
+        "phase",
+        [
+            {"name": "explore", "steps": 2},
+            {
+                "name": "align",
+                "steps": 2,
+                "pairs_from": "explore",
+                "drop_solved": 1.0,
+                "verifier": {"name": "rules", "correct_at": -0.5, "max_repetition": 1.0},
+                "reflection": "{attempt}{answer}",
+                "settings": {"objective": "dpo", "optimizer.lr": 1e-4, "sampling.temperature": 0.9},
+            },
+        ],
+    ),
+)
+
+
+def test_a_kill_in_any_step_of_any_phase_changes_nothing(tmp_path, monkeypatch):
+    """Checkpoints lie at even steps, so that kills come right behind one, one step later, and as a phase begins."""
+    start(settings(tmp_path / "whole", *SCHEDULE))
+    pairs = [json.loads(p.read_text()) for p in sorted((tmp_path / "whole" / "pairs").iterdir())]
+    assert len(pairs) == 2 and all(found["pairs"] for found in pairs) and pairs[-1]["dropped"]
+    import gspo.training.loop as loop
+
+    write = loop.write_rollouts
+    for kill in range(1, 8):
+
+        def stop(folder, step, *rest, kill=kill):
+            if step == kill:
+                raise Stopped
+            write(folder, step, *rest)
+
+        cut = tmp_path / f"cut-{kill}"
+        monkeypatch.setattr(loop, "write_rollouts", stop)
+        with pytest.raises(Stopped):
+            start(settings(cut, *SCHEDULE))
+        monkeypatch.setattr(loop, "write_rollouts", write)
+        resume(cut)
+        assert_same_run(tmp_path / "whole", cut)
+        assert [json.loads(p.read_text()) for p in sorted((cut / "pairs").iterdir())] == pairs
 
 
 @pytest.mark.parametrize("field", ["cursor", "version", "old_logprobs", "objective"])
