@@ -252,6 +252,31 @@ def values(words: list[str]) -> int:
     return 0
 
 
+def check_env(words: list[str]) -> int:
+    parser = _Parser(prog="gspo check-env", allow_abbrev=False, add_help=False)
+    parser.add_argument("environment", help="a built-in's name, path/to/file.py:NAME, or a recipe with an environment")
+    parser.add_argument("--rows", type=int, default=3, help="data rows to make environments of")
+    parser.add_argument("--max-turns", type=int, default=32, help="turns after which an episode counts as endless")
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds for one call")
+    parser.add_argument("--say", nargs="+", help="what the policy says, over and over; give actions that make sense")
+    parser.add_argument("--say-file", default="", help="the same from a file, one action per line")
+    if _wants_help(words, parser.format_help() + OTHER_SETTINGS):
+        return 0
+    args, rest = parser.parse_known_args(words)
+    from gspo.cli.check_env import check_environment, said
+
+    report = check_environment(
+        args.environment,
+        rest,
+        rows=args.rows,
+        max_turns=args.max_turns,
+        timeout=args.timeout,
+        actions=said(args.say_file) if args.say_file else args.say,
+    )
+    TERMINAL.print(str(report), soft_wrap=True, highlight=False, markup=False)
+    return 0 if report.ok else 1
+
+
 def sft(words: list[str]) -> int:
     parser = _Parser(prog="gspo sft", allow_abbrev=False, add_help=False)
     parser.add_argument("model", help="tiny, smollm2-135m-instruct, a folder, or a Hugging Face id")

@@ -72,7 +72,7 @@ def source_of(
         factory=factory,
         renderer=Renderer(TOKENIZER),
         sampler=FakeSampler(lambda request, index: ids_of(say(index, request.turn)), stop_id=END),
-        rewards=Rewards(rewards, environment=1.0),
+        rewards=Rewards(rewards, given={"environment": 1.0}),
         sampling=Sampling(max_completion_tokens=limit),
         group_size=group_size,
         seed=0,
