@@ -13,6 +13,7 @@ from gspo.advantages import (
     PassAtK,
     ReinforcePP,
     ReinforcePPBaseline,
+    TurnReturns,
 )
 from gspo.functional import Loss, advantages, loss, weights
 from gspo.objectives import (
@@ -89,6 +90,7 @@ __all__ = [
     "ReinforcePP",
     "ReinforcePPBaseline",
     "Run",
+    "TurnReturns",
     "advantages",
     "loss",
     "resume",

@@ -121,12 +121,15 @@ def advantages(
     values: Tensor | None = None,
     old_logprobs: Tensor | None = None,
     reference_logprobs: Tensor | None = None,
+    turn: Tensor | None = None,
+    turn_rewards: Tensor | None = None,
 ) -> Tensor:
     """Advantages [B] of a whole rollout batch; [B,T] from an estimator per token.
 
     rewards [B], or [B,K] (the columns are summed unless the estimator treats them apart); NaN marks a missing
     reward: it leaves its group's statistics and gets advantage 0. group [B] int. length [B] defaults to the mask's
-    row sums, or 1. values [B], mask, old_logprobs and reference_logprobs [B,T] are read by estimators that need them.
+    row sums, or 1. values [B], mask, old_logprobs and reference_logprobs [B,T], turn [B,T] (the turn of each token, from
+    0) and turn_rewards [B, turns] are read by estimators that need them.
     Stateful estimators are refused: pass them to `gspo.train`.
     """
     if estimator.traits.is_stateful:
@@ -135,7 +138,8 @@ def advantages(
         )
     if group.shape != rewards.shape[:1]:
         raise ValueError(f"rewards have {rewards.shape[0]} rows but group has shape {tuple(group.shape)}; need [B]")
-    given = {"mask": mask, "values": values, "reference": reference_logprobs}
+    turns = None if turn is None or turn_rewards is None else turn
+    given = {"mask": mask, "values": values, "reference": reference_logprobs, "turns": turns}
     missing = [need for need in estimator.traits.needs if given[need] is None]
     if missing:
         raise ValueError(f"advantage estimator {estimator.name!r} needs {' and '.join(missing)}")
@@ -151,6 +155,8 @@ def advantages(
         values=values,
         old_logprobs=old_logprobs,
         reference_logprobs=reference_logprobs,
+        turn=turn,
+        turn_rewards=turn_rewards,
     )
     return estimator(batch, None)[0]
 

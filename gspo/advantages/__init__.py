@@ -12,9 +12,20 @@ from gspo.advantages.opo import OPO
 from gspo.advantages.pass_at_k import PassAtK
 from gspo.advantages.reinforce_pp import ReinforcePP
 from gspo.advantages.reinforce_pp_baseline import ReinforcePPBaseline
+from gspo.advantages.turn_returns import TurnReturns
 
 Advantage = Annotated[
-    GroupStd | GroupMean | RLOO | LitePPO | GDPO | OPO | ReinforcePP | ReinforcePPBaseline | AStar | PassAtK,
+    GroupStd
+    | GroupMean
+    | RLOO
+    | LitePPO
+    | GDPO
+    | OPO
+    | ReinforcePP
+    | ReinforcePPBaseline
+    | AStar
+    | PassAtK
+    | TurnReturns,
     Discriminator("name"),
 ]
 """What a recipe may name under `advantage`."""
@@ -34,5 +45,6 @@ __all__ = [
     "PassAtK",
     "ReinforcePP",
     "ReinforcePPBaseline",
+    "TurnReturns",
     "optimal_value",
 ]

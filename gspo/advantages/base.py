@@ -28,13 +28,17 @@ class AdvantageInput:
     """A value estimate per row."""
     old_logprobs: Float[Tensor, "B U"] | None = None
     reference_logprobs: Float[Tensor, "B U"] | None = None
+    turn: Int[Tensor, "B U"] | None = None
+    """Which turn of its conversation a unit belongs to, from 0."""
+    turn_rewards: Float[Tensor, "B T"] | None = None
+    """The environment's reward of each turn; NaN where it gave none, or there is no such turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EstimatorTraits:
     """What an estimator declares of itself; the trainer and `gspo check` act on it before the first step."""
 
-    needs: tuple[Literal["mask", "values", "reference"], ...] = ()
+    needs: tuple[Literal["mask", "values", "reference", "turns"], ...] = ()
     """Optional fields of AdvantageInput that it reads."""
     gives_units: bool = False
     """Gives [B,U] instead of [B]."""

@@ -30,6 +30,8 @@ def advantage_input(
         values=_values(groups),
         old_logprobs=None if reference_logprobs is None else _sampler_logprobs(rollouts),
         reference_logprobs=reference_logprobs,
+        turn=_turns(rollouts),
+        turn_rewards=_turn_rewards(rollouts),
         rewards=torch.tensor([r.rewards for r in rollouts], dtype=torch.float64),
         total=torch.tensor([r.reward for r in rollouts], dtype=torch.float64),
         group=torch.tensor([r.group_id for r in rollouts]),
@@ -43,6 +45,21 @@ def _sampler_logprobs(rollouts: Sequence[Rollout]) -> torch.Tensor:
     for row, rollout in enumerate(rollouts):
         out[row, : len(rollout.completion.logprobs)] = rollout.completion.logprobs
     return torch.from_numpy(out)
+
+
+def _turns(rollouts: Sequence[Rollout]) -> torch.Tensor:
+    """[B,U] number of the turn of each unit; 0 behind the last."""
+    own = [[t for t, turn in enumerate(r.turns) for _ in turn.completion.ids] for r in rollouts]
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(x, dtype=torch.long) for x in own], batch_first=True)
+
+
+def _turn_rewards(rollouts: Sequence[Rollout]) -> torch.Tensor:
+    """[B,T], NaN where there is none."""
+    out = torch.full((len(rollouts), max(1, *(len(r.turns) for r in rollouts))), torch.nan, dtype=torch.float64)
+    for row, rollout in enumerate(rollouts):
+        for t, turn in enumerate(rollout.turns):
+            out[row, t] = turn.reward
+    return out
 
 
 def _values(groups: Sequence[Group]) -> torch.Tensor | None:

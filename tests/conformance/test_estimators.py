@@ -23,6 +23,8 @@ ESTIMATORS = (
     gspo.ReinforcePPBaseline(),
     gspo.AStar(),
     gspo.PassAtK(k=2),
+    gspo.TurnReturns(),
+    gspo.TurnReturns(gamma=0.9),
 )
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -40,6 +42,8 @@ def inputs(seed=0, groups=4, size=4, units=5):
         "values": normal(rows),
         "old_logprobs": normal(rows, units),
         "reference_logprobs": normal(rows, units),
+        "turn": (torch.arange(units) // 2).expand(rows, -1),
+        "turn_rewards": normal(rows, (units + 1) // 2),
     }
 
 
@@ -89,6 +93,7 @@ def test_a_shift_of_all_rewards_changes_nothing_but_against_a_fixed_value(estima
         x["mask"] = torch.ones_like(x["mask"])
     moved = estimate(estimator, {**x, "rewards": x["rewards"] + 8.0})
     is_relative = estimator.name != "a_star" and not estimator.traits.gives_units
+    is_relative |= estimator == gspo.TurnReturns()  # all turns see the end, where the shift is
     assert torch.allclose(moved, estimate(estimator, x), rtol=1e-9, atol=1e-9) == is_relative
 
 
@@ -105,7 +110,7 @@ def test_shape_and_needs_are_as_declared(estimator):
     got = estimate(estimator, x)
     assert got.shape == (x["mask"].shape if estimator.traits.gives_units else x["rewards"].shape)
     assert got.isfinite().all()
-    arguments = {"mask": "mask", "values": "values", "reference": "reference_logprobs"}
+    arguments = {"mask": "mask", "values": "values", "reference": "reference_logprobs", "turns": "turn"}
     for need in estimator.traits.needs:
         with pytest.raises(ValueError, match=need):
             estimate(estimator, {name: value for name, value in x.items() if name != arguments[need]})
@@ -115,5 +120,9 @@ def test_shape_and_needs_are_as_declared(estimator):
 def test_equal_rewards_teach_nothing(estimator):
     """But a fixed value may be missed, and a KL inside the reward has a spread of its own."""
     x = inputs()
+    x["turn_rewards"] = torch.zeros_like(x["turn_rewards"])
+    x["mask"] = torch.ones_like(x["mask"])
     got = estimate(estimator, {**x, "rewards": torch.full((16,), 0.3, dtype=torch.float64)})
-    assert got.any() == (estimator.name == "a_star" or estimator.traits.gives_units)
+    assert got.any() == (
+        estimator.name == "a_star" or (estimator.name == "reinforce_pp" and estimator.traits.gives_units)
+    )
