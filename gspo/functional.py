@@ -128,8 +128,8 @@ def advantages(
 
     rewards [B], or [B,K] (the columns are summed unless the estimator treats them apart); NaN marks a missing
     reward: it leaves its group's statistics and gets advantage 0. group [B] int. length [B] defaults to the mask's
-    row sums, or 1. values [B], mask, old_logprobs and reference_logprobs [B,T], turn [B,T] (the turn of each token, from
-    0) and turn_rewards [B, turns] are read by estimators that need them.
+    row sums, or 1. values [B], mask, old_logprobs and reference_logprobs [B,T], turn [B,T] (of each token, from 0)
+    and turn_rewards [B, turns] are read by estimators that need them.
     Stateful estimators are refused: pass them to `gspo.train`.
     """
     if estimator.traits.is_stateful:

@@ -6,11 +6,18 @@ from typing import Any
 from gspo.tasks.addition import addition
 from gspo.tasks.base import Dataset
 from gspo.tasks.calculator import calculator
+from gspo.tasks.chain_steps import chain_steps
 from gspo.tasks.few_words import few_words
 from gspo.tasks.reasoning_gym import reasoning_gym
 from gspo.tasks.two_words import two_words
 
-TASKS = {"addition": addition, "two_words": two_words, "few_words": few_words, "calculator": calculator}
+TASKS = {
+    "addition": addition,
+    "two_words": two_words,
+    "few_words": few_words,
+    "calculator": calculator,
+    "chain_steps": chain_steps,
+}
 SIZING = ("sizing/op_amp", "sizing/rc_ladder")
 
 
