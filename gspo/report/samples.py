@@ -26,7 +26,9 @@ def sample_data(run: Run) -> dict[str, Any]:
         table = read_table(path)
         if table is not None and table.num_rows:
             steps.append(_step(table.to_pylist(), run.ledger))
-    ratios = [abs(r) for step in steps for row in step["rows"] for r in row["log_ratio"] if r is not None]
+    rows = [row for step in steps for row in step["rows"]]
+    said = [pair for row in rows for pair in zip(row["log_ratio"], row["chosen"], strict=True)]
+    ratios = [abs(ratio) for ratio, is_chosen in said if is_chosen and ratio is not None]
     # The 98th percentile, so that one extreme token does not make all others pale.
     scale = float(np.quantile(ratios, 0.98)) if ratios else 0.0
     return {"steps": steps, "scale": scale or 1.0}
@@ -69,6 +71,7 @@ def _row(row: Mapping[str, Any], parts: Iterable[str], fate: Mapping[str, Any] |
     ratios = [_difference(a, b) for a, b in zip(new, old, strict=False)][: len(tokens)]
     ratios += [None] * (len(tokens) - len(ratios))
     old = [_rounded(value, 2) for value in old[: len(tokens)]] or [None] * len(tokens)
+    chosen = [True] * len(tokens) if row.get("mask") is None else list(row["mask"])[: len(tokens)]
     cut = max(len(tokens) - _HEAD_TOKENS - _TAIL_TOKENS, 0)
     return {
         "group": row.get("group"),
@@ -76,6 +79,7 @@ def _row(row: Mapping[str, Any], parts: Iterable[str], fate: Mapping[str, Any] |
         "prompt": _shortened(row.get("prompt") or "", _PROMPT_CHARACTERS),
         "answer": None if row.get("answer") is None else _shortened(str(row["answer"]), 200),
         "tokens": _without_middle(tokens, cut),
+        "chosen": _without_middle(chosen, cut),
         "log_ratio": _without_middle(ratios, cut),
         "old": _without_middle(old, cut),
         "cut": cut,
@@ -83,10 +87,18 @@ def _row(row: Mapping[str, Any], parts: Iterable[str], fate: Mapping[str, Any] |
         "reward": _rounded(row.get("reward"), 4),
         "parts": {name.removeprefix("reward/"): _rounded(row.get(name), 4) for name in parts},
         "advantage": _rounded(row.get("advantage"), 4),
-        "length": len(tokens),
-        "finish": row.get("finish_reason"),
+        "length": sum(chosen),
+        "finish": _finish(row),
         "fate": fate,
     }
+
+
+def _finish(row: Mapping[str, Any]) -> str | None:
+    """How a completion, or a conversation of several turns, ended."""
+    turns, ending = row.get("turns") or 1, row.get("ending") or "done"
+    if turns == 1 and ending in ("done", "cut"):
+        return row.get("finish_reason")
+    return f"{ending}, {turns} turn{'' if turns == 1 else 's'}"
 
 
 def _fates(ledger: Ledger | None, step: int) -> dict[tuple[int, int], dict[str, Any]]:

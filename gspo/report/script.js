@@ -91,8 +91,13 @@ function completionCell(row, scale) {
   row.tokens.forEach((token, i) => {
     if (i === cutAt) cell.append(element("span", "end", ` … ${row.cut} tokens … `));
     const span = element("span", "token", token.replaceAll("\n", "⏎\n") || "∅");
-    span.style.backgroundColor = tokenColor(row.log_ratio[i], scale);
-    span.dataset.tip = tokenTip(row, i);
+    if (row.chosen && !row.chosen[i]) {
+      span.className = "token environment";
+      span.dataset.tip = "said by the environment: not trained";
+    } else {
+      span.style.backgroundColor = tokenColor(row.log_ratio[i], scale);
+      span.dataset.tip = tokenTip(row, i);
+    }
     cell.append(span);
   });
   return cell;

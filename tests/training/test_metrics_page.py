@@ -3,22 +3,47 @@
 import re
 from pathlib import Path
 
+import pytest
 from runs import metrics, settings
 
 from gspo.training.run import start
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
-PATTERNS = {r"rewards/.+/(mean|std|failed)": "rewards/{name}/", r"clip_ratio/update_\d+": "clip_ratio/update_"}
-
-
-def test_every_logged_name_is_documented(tmp_path):
-    overrides = (
+PATTERNS = {
+    r"rewards/.+/(mean|std|failed)": "rewards/{name}/",
+    r"clip_ratio/update_\d+": "clip_ratio/update_",
+    r"environment/ended/.+": "environment/ended/{ending}",
+    r"environment/digit": "environment/{fact}",
+    r"pairs/.+": "pairs/{kind}",
+}
+FOLDER = Path(__file__).parents[1] / "resume"
+GUESSING = ("environment.function", f"{FOLDER / 'guessing.py'}:Guessing")
+RUNS = {
+    "completions": (
         ("terms", [{"name": "reference_kl"}]),
         ("evaluation.temperature", 0.7),
         ("evaluation.greedy", True),
-        ("steps", 2),
-    )
-    start(settings(tmp_path / "run", *overrides))
+    ),
+    "drafts": (("collector.drafts.number", 2), ("collector.drafts.template", "{draft} {prompt}")),
+    "turns": (GUESSING,),
+    "forks": (GUESSING, ("collector.forks", True)),
+    "given pairs": (("data.path", str(FOLDER / "pairs.jsonl")), ("rewards", []), ("objective", "dpo")),
+    "pairs that were found": (
+        (
+            "phase",
+            [
+                {"name": "a", "steps": 1},
+                {"name": "b", "steps": 1, "pairs_from": "a", "verifier": {"name": "rules", "correct_at": -0.5},
+                 "settings": {"objective": "dpo"}},
+            ],
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_logged_name_is_documented(tmp_path, run):
+    start(settings(tmp_path / "run", *RUNS[run], ("steps", 2)))
     page = PAGE.read_text()
     names = {name for line in metrics(tmp_path / "run") for name in line} - {"step"}
     generic = {next((text for p, text in PATTERNS.items() if re.fullmatch(p, name)), name) for name in names}
