@@ -21,8 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gspo.advantages.base import AdvantageInput, EstimatorTraits, no_state, scaled, whitened
+from gspo.advantages.base import AdvantageInput, EstimatorTraits, no_state
 from gspo.advantages.group import centred
+from gspo.advantages.statistics import scaled, whitened
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from gspo.advantages.base import AdvantageInput, EstimatorTraits, GroupStatistics, group_statistics, no_state, scaled
+from gspo.advantages.base import AdvantageInput, EstimatorTraits, no_state
+from gspo.advantages.statistics import GroupStatistics, group_statistics, scaled
 
 
 def centred(batch: AdvantageInput) -> tuple[Float[Tensor, "B"], GroupStatistics]:

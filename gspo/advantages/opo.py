@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gspo.advantages.base import AdvantageInput, EstimatorTraits, group_statistics, no_state
+from gspo.advantages.base import AdvantageInput, EstimatorTraits, no_state
+from gspo.advantages.statistics import group_statistics
 from gspo.groups import group_sum
 
 

@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gspo.advantages.base import AdvantageInput, EstimatorTraits, no_state, whitened
+from gspo.advantages.base import AdvantageInput, EstimatorTraits, no_state
+from gspo.advantages.statistics import whitened
 
 EPS = 1e-8
 

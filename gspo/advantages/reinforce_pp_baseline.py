@@ -15,8 +15,9 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from gspo.advantages.base import AdvantageInput, EstimatorTraits, no_state, whitened
+from gspo.advantages.base import AdvantageInput, EstimatorTraits, no_state
 from gspo.advantages.group import centred
+from gspo.advantages.statistics import whitened
 
 EPS = 1e-8
 
