@@ -20,6 +20,7 @@ from gspo.advantages import Advantage
 from gspo.config import RunConfig
 from gspo.corrections import AnyCorrection
 from gspo.objectives import Objective, Term
+from gspo.phases import Phase
 
 Node = dict[str, Any]
 """A nested table of settings, as TOML gives it."""
@@ -246,3 +247,9 @@ NAMES = {
     m.name for union in (Objective, Term, Advantage, AnyCorrection) for m in typing.get_args(typing.get_args(union)[0])
 }
 """Discriminators, which pydantic puts into the path of an error."""
+
+
+def phase_config(config: RunConfig, phase: Phase) -> RunConfig:
+    """The run's settings while a phase lasts. Raises ValueError for settings that are none."""
+    table = apply_overrides({**to_table(config), "phase": []}, list(phase.settings.items()))
+    return validate(table, f"phase {phase.name!r}")

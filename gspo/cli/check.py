@@ -38,7 +38,7 @@ def check_run(config: RunConfig, terminal: Console, prompts: int = PROMPTS) -> N
 
 def _measure(parts: Parts, prompts: int) -> Table:
     config = parts.config
-    source = replace(parts.source, failure_limit=1.0)
+    source = parts.source if parts.is_offline else replace(parts.source, failure_limit=1.0)  # type: ignore[type-var]
     started = time.perf_counter()
     wave = source.wave(source.next_rows(0, prompts), step=0)
     sampled = time.perf_counter() - started
@@ -47,7 +47,11 @@ def _measure(parts: Parts, prompts: int) -> Table:
     cut = sum(r.completion.finish_reason == "length" for r in rollouts)
     table = Table("measured on a few groups", "value", "meaning", box=None)
     row = lambda name, value, meaning: table.add_row(name, value, meaning)  # noqa: E731
-    row("groups x completions", f"{prompts} x {config.group_size}", "sampled with the real model")
+    row(
+        "groups x completions",
+        f"{prompts} x {config.group_size}",
+        "from the data" if parts.is_offline else "sampled with the real model",
+    )
     if scored:
         row("reward", f"{sum(scored) / len(scored):.3f}", f"from {min(scored):.3g} to {max(scored):.3g}")
     mixed = sum(has_spread(group) for group in wave.groups)
@@ -75,7 +79,7 @@ def _time_update(parts: Parts, groups: tuple, table: Table) -> float:
     step = assemble(rows, parts.policy.network.device)
     mismatch = measure_mismatch(parts.terms, step, parts.policy.logprobs(step).logprobs)
     sound = is_sampler_sound(mismatch)
-    for row in noise_rows(mismatch):
+    for row in () if parts.is_offline else noise_rows(mismatch):
         table.add_row(*row)
     started = time.perf_counter()
     whole = MiniBatch(samples=rows, step=step)

@@ -81,6 +81,14 @@ def _tables(config: RunConfig) -> list[str]:
     found = []
     if not config.collector.refill:
         found += _changed(config, "collector", ("max_rounds",), "collector.refill is off")
+    if not config.environment.is_set:
+        names = tuple(f.name for f in dataclasses.fields(config.environment) if f.name not in ("name", "function"))
+        found += _changed(config, "environment", names, "no environment is named")
+    if not config.collector.forks:
+        found += _changed(config, "collector", ("continuation",), "collector.forks is off")
+    drafts = config.collector.drafts
+    if not drafts.number and drafts != type(drafts)():
+        found.append("collector.drafts has no effect: its number is 0")
     if config.evaluation.temperature == 0:
         found += _changed(config, "evaluation", ("samples", "greedy"), "evaluation.temperature is 0: one greedy sample")
     if config.schedule.kind == "constant":

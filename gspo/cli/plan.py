@@ -45,7 +45,20 @@ def step_table(config: RunConfig) -> Table:
     table = Table("one step", "number", "how", title=f"{config.name}: {config.objective.name}, {config.steps} steps")
     table.add_row("prompts", f"{config.prompts_per_step}", "prompts_per_step")
     table.add_row("completions", f"{completions}", f"x group_size {config.group_size}")
-    table.add_row("sampled tokens, at most", f"{completions * limit:,}", f"x max_completion_tokens {limit}")
+    if drafts := config.collector.drafts.number:
+        table.add_row("  of them drafts", f"{config.prompts_per_step * drafts}", "collector.drafts.number: not trained")
+    if config.environment.is_set:
+        limit *= config.environment.max_turns
+        name = config.environment.name or config.environment.function
+        table.add_row("turns, at most", f"{config.environment.max_turns}", f"with the environment {name}")
+    if config.collector.forks:
+        groups = config.prompts_per_step * config.environment.max_turns
+        table.add_row("groups, at most", f"{groups}", "collector.forks: one for every turn")
+    if config.phase:
+        pairs = [f" on pairs of {p.pairs_from}" if p.pairs_from else "" for p in config.phase]
+        said = ", ".join(f"{p.name} {p.steps}{source}" for p, source in zip(config.phase, pairs, strict=True))
+        table.add_row("phases", f"{len(config.phase)}", f"again and again: {said}")
+    table.add_row("sampled tokens, at most", f"{completions * limit:,}", f"x {limit} of each")
     table.add_row(
         "mini-batches",
         f"{config.updates_per_step}",

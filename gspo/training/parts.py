@@ -28,6 +28,7 @@ from gspo.functional import as_terms
 from gspo.models import Loaded, load_model
 from gspo.objectives.base import UnitObjective
 from gspo.objectives.corrected import Corrected
+from gspo.phases import Phase
 from gspo.policies.causal_lm import CausalLM, TokenScorer
 from gspo.policies.network import Network
 from gspo.renderers import Renderer
@@ -36,6 +37,7 @@ from gspo.rewards import Rewards
 from gspo.rewards.scoring import ENVIRONMENT
 from gspo.samplers.in_process import InProcess
 from gspo.sampling import Sampling
+from gspo.settings import phase_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,8 @@ def build(
         own = {ENVIRONMENT: config.environment.weight}
     chosen = tuple(given.rewards) or config.rewards or (() if own else dataset.rewards)
     refuse_unmet(config, terms, advantage, dataset, len(chosen) + len(own))
+    for phase in config.phase:
+        refuse_phase(config, phase, given, dataset, len(chosen) + len(own))
     if reads_completions:
         refuse_sampling(config, has_environment, chosen)
     loaded = (
@@ -194,6 +198,17 @@ def build(
         terms=terms,
         advantage=advantage,
     )
+
+
+def refuse_phase(config: RunConfig, phase: Phase, given: Given, dataset: Dataset, reward_functions: int) -> None:
+    """Raises ValueError, with the phase's name, where its settings ask for what the run does not have."""
+    settings = phase_config(config, phase)
+    try:
+        refuse_unmet(
+            settings, chosen_terms(settings, given), given.advantage or settings.advantage, dataset, reward_functions
+        )
+    except ValueError as error:
+        raise ValueError(f"phase {phase.name!r}: {error}") from None
 
 
 def refuse_sampling(config: RunConfig, has_environment: bool, rewards: Sequence[Any]) -> None:

@@ -23,7 +23,7 @@ from gspo.phases import Phase, Span, source_of, spans
 from gspo.policies.causal_lm import TokenScorer
 from gspo.renderers import Renderer
 from gspo.samplers.streams import stream_keys
-from gspo.settings import apply_overrides, to_table, validate
+from gspo.settings import phase_config
 from gspo.training.folder import RunFolder, write_json
 from gspo.training.parts import (
     Given,
@@ -46,12 +46,6 @@ class Found:
     pairs: list[Pair]
     dropped: list[int]
     """Rows of the data that are not drawn again, those dropped before included."""
-
-
-def phase_config(config: RunConfig, phase: Phase) -> RunConfig:
-    """The run's settings while a phase lasts."""
-    table = apply_overrides({**to_table(config), "phase": []}, list(phase.settings.items()))
-    return validate(table, f"phase {phase.name!r}")
 
 
 def schedule(config: RunConfig) -> list[Span]:

@@ -24,14 +24,14 @@ from gspo.policies.causal_lm import CausalLM
 from gspo.policies.master import AdamW
 from gspo.report import build_report
 from gspo.sampling import Sampling
-from gspo.settings import apply_overrides, read_recipe, to_table, validate, write_toml
+from gspo.settings import apply_overrides, phase_config, read_recipe, to_table, validate, write_toml
 from gspo.sinks import Console, JsonlSink, Record, Sink, TensorBoardSink, TrackioSink, WandbSink, truncate_after
 from gspo.threads import Threads, choose_threads
 from gspo.training.evaluate import evaluate
 from gspo.training.folder import RunFolder, write_json
 from gspo.training.loop import evaluate_policy, evaluation_metrics, evaluation_record, train_steps
 from gspo.training.parts import Given, Parts, build, chosen_terms, export_model, frozen_reference, saved_reference
-from gspo.training.phased import Phased, phase_config, schedule
+from gspo.training.phased import Phased, schedule
 from gspo.training.state import TrainState, load_newest, save
 from gspo.training.supervised import train_supervised
 from gspo.training.update import initial_states
