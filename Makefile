@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # One thread for tests and tiny models: with another busy process two OpenMP threads can be 10-30 times slower.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: train test check-slow check-environments lint bench-step bench-step-smollm2 bench-memory bench-sampler bench-prefix bench-gpu record-smollm2 record-two-words reproduce-gspo record-objectives docs-check clean
+.PHONY: train test check-slow check-environments lint bench-step bench-step-smollm2 bench-memory bench-sampler bench-prefix bench-gpu record-smollm2 record-two-words reproduce-gspo record-objectives record-drafts record-turn-forks record-veripo record-tools docs-check clean
 
 train: .make/run
 	$(BIN)/gspo train $(ARGS)
@@ -33,6 +33,19 @@ reproduce-gspo: .make/smollm2
 
 record-objectives: .make/run
 	$(TEST_ENV) $(BIN)/python benchmarks/objectives.py
+
+# What stands around the objective; about half an hour of one core each.
+record-drafts: .make/dev
+	$(TEST_ENV) $(BIN)/python benchmarks/drafts.py
+
+record-turn-forks: .make/dev
+	$(TEST_ENV) $(BIN)/python benchmarks/turn_forks.py
+
+record-veripo: .make/dev
+	$(TEST_ENV) $(BIN)/python benchmarks/veripo.py
+
+record-tools: .make/dev
+	$(TEST_ENV) $(BIN)/python benchmarks/tools.py
 
 # TRL lives in an environment of its own: nothing of gspo needs it.
 bench-step: .make/trl

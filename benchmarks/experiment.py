@@ -91,7 +91,7 @@ def started_model(config: RunConfig, folder: Path) -> tuple[str, dict[str, Any]]
     return str(folder / "model"), facts
 
 
-def finished_run(config: RunConfig) -> Path:
+def finished_run(config: RunConfig, keep_checkpoints: bool = False) -> Path:
     """The folder of the finished run of `config`: as it is, gone on with where it was interrupted, or run now."""
     folder = Path(config.folder)
     if (folder / "config.toml").is_file() and validate(read_recipe(folder / "config.toml")) != config:
@@ -105,7 +105,8 @@ def finished_run(config: RunConfig) -> Path:
         run = start(config, console=quiet(config.name, config.steps))
     if not run.is_finished:
         raise SystemExit(f"stopped in {folder}; the same command goes on")
-    shutil.rmtree(folder / "checkpoints")
+    if not keep_checkpoints:
+        shutil.rmtree(folder / "checkpoints")
     shown = [f"{scores['accuracy']:.3f}" for name in ("before", "after") if "accuracy" in (scores := run.summary[name])]
     print(f"{folder}: {run.summary['seconds']:.0f} s  {' -> '.join(shown)}".rstrip(), flush=True)
     return folder

@@ -18,7 +18,7 @@ from gspo.collectors import (
     Source,
     TurnForks,
 )
-from gspo.collectors.offline import SCORE, OfflineSource, is_offline
+from gspo.collectors.offline import SCORE, OfflineSource, completions_of, is_offline
 from gspo.collectors.pairs import PairCollector
 from gspo.config import RunConfig
 from gspo.data import Dataset, load_dataset
@@ -121,11 +121,12 @@ def build(
     if has_environment and config.environment.weight:
         own = {ENVIRONMENT: config.environment.weight}
     chosen = tuple(given.rewards) or config.rewards or (() if own else dataset.rewards)
-    refuse_unmet(config, terms, advantage, dataset, len(chosen) + len(own))
-    for phase in config.phase:
-        refuse_phase(config, phase, given, dataset, len(chosen) + len(own))
     if reads_completions:
         refuse_sampling(config, has_environment, chosen)
+    group_size = len(completions_of(dataset.train[0])) if reads_completions else config.trained_per_prompt
+    refuse_unmet(config, terms, advantage, dataset, len(chosen) + len(own), group_size)
+    for phase in config.phase:
+        refuse_phase(config, phase, given, dataset, len(chosen) + len(own))
     loaded = (
         Loaded(given.model.eval(), given.tokenizer, type(given.model).__name__)
         if given.model is not None
@@ -204,9 +205,9 @@ def refuse_phase(config: RunConfig, phase: Phase, given: Given, dataset: Dataset
     """Raises ValueError, with the phase's name, where its settings ask for what the run does not have."""
     settings = phase_config(config, phase)
     try:
-        refuse_unmet(
-            settings, chosen_terms(settings, given), given.advantage or settings.advantage, dataset, reward_functions
-        )
+        terms, advantage = chosen_terms(settings, given), given.advantage or settings.advantage
+        group_size = 2 if phase.pairs_from else settings.trained_per_prompt
+        refuse_unmet(settings, terms, advantage, dataset, reward_functions, group_size)
     except ValueError as error:
         raise ValueError(f"phase {phase.name!r}: {error}") from None
 
@@ -258,6 +259,7 @@ def refuse_unmet(
     advantage: AdvantageEstimator,
     dataset: Dataset,
     reward_functions: int,
+    group_size: int,
 ) -> None:
     """Raises ValueError with every requirement that the run does not meet."""
     columns = dataset.train[0].keys() if len(dataset.train) else ()
@@ -265,7 +267,7 @@ def refuse_unmet(
     problems = unmet(
         terms,
         advantage,
-        group_size=config.trained_per_prompt,
+        group_size=group_size,
         updates_per_rollout=updates,
         columns=columns,
         reward_functions=reward_functions,

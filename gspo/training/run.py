@@ -158,7 +158,9 @@ def _go(
         for span in schedule(parts.config):
             if state.step >= span.end or should_stop():
                 continue
+            began = time.perf_counter()
             now, state, reference, said = phased.enter(span, state)
+            state = replace(state, seconds=state.seconds + time.perf_counter() - began)
             console.message(said)
             if isinstance(now.collector, PairCollector) and not now.collector.pairs:
                 console.message(f"no pairs for phase {span.phase.name}: its {span.end - span.start} steps are left out")
