@@ -205,11 +205,11 @@ class Stage:
         completion = episode.turns[-1].completion
         if observation.is_truncated:
             episode.ending = "env_truncated"
-        elif observation.is_done:
-            episode.ending = "done"
-        elif completion.finish_reason == "length":
+        elif completion.finish_reason == "length":  # whatever the environment makes of the rest of a sentence
             is_own = len(completion.ids) == self.sampling.max_completion_tokens
             episode.ending = "cut" if is_own else "max_tokens"
+        elif observation.is_done:
+            episode.ending = "done"
         elif len(episode.turns) >= self.settings.max_turns:
             episode.ending = "max_turns"
         else:

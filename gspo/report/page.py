@@ -131,7 +131,8 @@ def _samples(run: Run) -> str:
     return (
         '<section id="reader"><h2>Completions</h2><p class="lead">A token is coloured by its log-ratio, '
         "log π − log π<sub>old</sub>: how far earlier updates of the step had moved it when it was trained on. "
-        "Point at a token for its numbers. Groups whose rewards differ come first; the others train nothing.</p>"
+        "Point at a token for its numbers. Grey: said by an environment, not trained. "
+        "Groups whose rewards differ come first; the others train nothing.</p>"
         '<div class="controls"><div class="steps" role="group" aria-label="step"></div>'
         '<div class="scale"></div></div>'
         '<div class="groups"></div><noscript><p>Completions are shown by a script in this file.</p></noscript>'
