@@ -15,8 +15,11 @@ from gspo.verifiers.own import Own
 from gspo.verifiers.pairs import KINDS, Kind
 from gspo.verifiers.rules import Rules
 
-WHOLE_RUN = {"steps", "phase", "model", "data", "seed", "folder", "environment", "checkpoints", "evaluation", "lora"}
-"""Settings that no phase can change."""
+CHANGES = (
+    "objective", "terms", "corrections", "advantage", "prompts_per_step", "group_size", "updates_per_step", "epochs",
+    "micro_batch_tokens", "sampling", "collector", "schedule", "optimizer.lr",
+)  # fmt: skip
+"""Settings that a phase can change: what the loop reads anew for each."""
 AnyVerifier = Annotated[Rules | Judge | Own, Discriminator("name")]
 
 
@@ -100,5 +103,9 @@ def refuse_unsound(phases: tuple[Phase, ...]) -> None:
             raise ValueError(
                 f"phase {phase.name!r}: drop_solved goes with pairs_from, whose verifier says what is solved"
             )
-        if wrong := WHOLE_RUN & {key.split(".")[0] for key in phase.settings}:
-            raise ValueError(f"phase {phase.name!r}: settings.{wrong.pop()} belongs to the whole run")
+        allowed = lambda key: key in CHANGES or key.split(".")[0] in CHANGES  # noqa: E731
+        if wrong := [key for key in phase.settings if not allowed(key)]:
+            raise ValueError(
+                f"phase {phase.name!r}: settings.{wrong[0]} belongs to the whole run; a phase can change: "
+                f"{', '.join(CHANGES)}"
+            )

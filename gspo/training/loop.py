@@ -119,6 +119,18 @@ def train_steps(
     return state
 
 
+def leave_out(parts: Parts, state: TrainState, until: int, folder: RunFolder, sinks: Sequence[Sink]) -> TrainState:
+    """Steps in which there is nothing to learn from; the last of a run still owes its evaluation and checkpoint."""
+    state = replace(state, step=until)
+    if until == parts.config.steps:
+        results = evaluate_policy(parts)
+        state = replace(keep_best(parts, state, results, folder), after=evaluation_record(results))
+        for sink in sinks:
+            sink.write(Record(step=until, metrics=evaluation_metrics(results)))
+        save(folder.checkpoints, state, parts.policy.weights.state(), parts.config.checkpoints.keep)
+    return state
+
+
 def batch_metrics(parts: Parts, collected: Collected, samples: Sequence[Sample], updates: Sequence[Update]) -> Metrics:
     """Of rewards where completions were sampled, of preferences where they were given."""
     if parts.is_offline:

@@ -29,7 +29,13 @@ from gspo.sinks import Console, JsonlSink, Record, Sink, TensorBoardSink, Tracki
 from gspo.threads import Threads, choose_threads
 from gspo.training.evaluate import evaluate
 from gspo.training.folder import RunFolder, write_json
-from gspo.training.loop import evaluate_policy, evaluation_metrics, evaluation_record, train_steps
+from gspo.training.loop import (
+    evaluate_policy,
+    evaluation_metrics,
+    evaluation_record,
+    leave_out,
+    train_steps,
+)
 from gspo.training.parts import Given, Parts, build, chosen_terms, export_model, frozen_reference, saved_reference
 from gspo.training.phased import Phased, schedule
 from gspo.training.state import TrainState, load_newest, save
@@ -164,7 +170,7 @@ def _go(
             console.message(said)
             if isinstance(now.collector, PairCollector) and not now.collector.pairs:
                 console.message(f"no pairs for phase {span.phase.name}: its {span.end - span.start} steps are left out")
-                state = replace(state, step=span.end)
+                state = leave_out(now, state, span.end, folder, sinks)
                 continue
             state = train_steps(now, state, reference, folder, sinks, should_stop, until=span.end)
     except FloatingPointError as error:

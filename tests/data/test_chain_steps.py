@@ -48,20 +48,18 @@ def test_every_shown_chain_is_consistent_unless_there_is_noise():
 
 def test_noise_spoils_a_step_and_leaves_the_answer():
     plain, noisy = load(terms=3), load(terms=3, noise=0.25)
+    sound = by_prompt(plain.cold_start)
     faults = [row for row in noisy.cold_start if inconsistency(row["completion"])]
     assert 0.2 < len(faults) / len(noisy.cold_start) < 0.3
     assert all(noisy.is_correct(row["completion"], row) for row in noisy.cold_start)
     assert {len(row["completion"]) for row in noisy.cold_start} == {len("7+5=12 12+8=20 20")}  # two digits, no sign
     changed = [a != b for a, b in zip(plain.cold_start, noisy.cold_start, strict=True)]
     assert sum(changed) == len(faults)
-    first = [row for row in faults if row["completion"].split()[0] != plain_steps(row["prompt"])[0]]
+    step = lambda row: row["completion"].split()[0]  # noqa: E731
+    first = [row for row in faults if step(row) != step(sound[row["prompt"]])]
     assert 0 < len(first) < len(faults)  # either step may be the wrong one
     assert all(inconsistency(row["completion"]) for row in load(terms=3, noise=1.0).cold_start)
     assert list(noisy.cold_start) == list(load(terms=3, noise=0.25, seed=7).cold_start)
-
-
-def plain_steps(prompt):
-    return by_prompt(load(terms=3).cold_start)[prompt]["completion"].split()
 
 
 @pytest.mark.parametrize(

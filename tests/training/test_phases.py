@@ -60,6 +60,9 @@ def test_without_pairs_a_phase_is_left_out(tmp_path, capsys):
     run = start(settings(tmp_path / "run", ("phase", [EXPLORE, nothing])))
     assert run.is_finished and run.state.version == 4
     assert "no pairs for phase align: its 2 steps are left out" in capsys.readouterr().out
+    last = metrics(tmp_path / "run")[-1]
+    assert last["step"] == 4 and "eval/accuracy" in last and run.summary["after"]
+    assert (tmp_path / "run" / "checkpoints" / "step_000004").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,8 @@ def test_without_pairs_a_phase_is_left_out(tmp_path, capsys):
         ({"phase": [PAIRED, EXPLORE]}, "pairs_from = 'explore' is no sampling phase before it"),
         ({"phase": [{**EXPLORE, "drop_solved": 0.5}]}, "drop_solved goes with pairs_from"),
         ({"phase": [{**EXPLORE, "settings": {"model": "x"}}]}, "settings.model belongs to the whole run"),
+        ({"phase": [{**EXPLORE, "settings": {"optimizer.beta1": 0.5}}]}, "settings.optimizer.beta1 belongs"),
+        ({"phase": [{**EXPLORE, "settings": {"optimizer": {"lr": 1}}}]}, "settings.optimizer belongs"),
         ({"phase": [EXPLORE, PAIRED], "environment": {"name": "calculator"}}, "cannot go with an environment"),
         ({"phase": [EXPLORE, PAIRED], "lora": {"rank": 2}}, 'set reference = "start"'),
         ({"phase": [EXPLORE, PAIRED], "checkpoints": {"save_rollouts_every": 2}}, "save_rollouts_every = 1"),
@@ -83,8 +88,8 @@ def test_schedules_that_cannot_run(table, words):
 
 
 def test_wrong_settings_of_a_phase_are_refused_before_the_first_step(tmp_path):
-    bad = {**PAIRED, "settings": {"objectiv": "dpo"}}
-    with pytest.raises(ValueError, match=r"phase 'align'.*objectiv"):
+    bad = {**PAIRED, "settings": {"objective": "dpoo"}}
+    with pytest.raises(ValueError, match=r"phase 'align'.*dpoo"):
         start(settings(tmp_path / "run", ("phase", [EXPLORE, bad])))
     assert not (tmp_path / "run").exists()
     config = validate({"phase": [EXPLORE, PAIRED]})
