@@ -1,5 +1,7 @@
 """Advantages per turn: what came after a turn, against the same turn of the group's other rollouts.
 
+After the idea of turn-level credit in groups of Zeng et al. 2025, https://arxiv.org/abs/2505.11821
+
     r_it = the environment's reward of turn t; of the last turn also what the total has beyond all turns' rewards    (1)
     G_it = sum_s>=t gamma^(s - t) r_is                                                                             (2)
     A_it = (G_it - mean_g,t) / (std_g,t + eps)      over the rollouts of the group that have a turn t              (3)
@@ -7,9 +9,8 @@
 All units of a turn have its advantage: [B,U]. With one turn, or gamma = 1 and no reward before the last turn, the
 numerators are those of group_std; std is unbiased, and a turn that fewer than two rollouts have gets 0.
 
-Certainty: no single paper. Returns per turn normalised in the group are common in multi-turn work (turn-level credit
-in 2505.11821; steps grouped by state in 2505.10978); grouping by the turn's number, and (1), are choices made here.
-TRL, verl: no counterpart.
+Departures: not that paper's estimator, of which the abstract was read; any number of turns, returns over them (2), and
+(1) are choices made here. Certainty: ours. TRL, verl: no counterpart.
 """
 
 from dataclasses import dataclass

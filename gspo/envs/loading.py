@@ -11,13 +11,15 @@ from gspo.rewards.calling import check_options, load_function
 
 
 def op_amp(**options: Any) -> EnvFactory:
-    from gspo.envs.sizing import Sizing, op_amp
+    from gspo.envs.circuits import op_amp
+    from gspo.envs.sizing import Sizing
 
     return Sizing(circuit=op_amp(), **_checked(options, Sizing, "circuit"))
 
 
 def rc_ladder(stages: int = 3, **options: Any) -> EnvFactory:
-    from gspo.envs.sizing import Sizing, rc_ladder
+    from gspo.envs.circuits import rc_ladder
+    from gspo.envs.sizing import Sizing
 
     return Sizing(circuit=rc_ladder(stages), **_checked(options, Sizing, "circuit"))
 

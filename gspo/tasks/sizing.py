@@ -13,7 +13,8 @@ import numpy as np
 
 from gspo.envs.black_box import BlackBox, draw_optimum, function_of
 from gspo.envs.black_box import prompt_of as black_box_prompt
-from gspo.envs.sizing import CIRCUITS, Assessment, Format, Parameter, Sizing, SpecDraws, rc_ladder, written
+from gspo.envs.circuits import CIRCUITS, rc_ladder
+from gspo.envs.sizing import Assessment, Format, Parameter, Sizing, SpecDraws, written
 from gspo.envs.sizing import prompt_of as sizing_prompt
 from gspo.renderers import Prompt
 from gspo.tasks.base import SPLIT_SEED, Dataset, Row, Rows, option, refuse_unknown

@@ -22,8 +22,12 @@ from gspo.training.run import read_summary
 RECIPES = sorted(path.stem for path in recipe_folder().glob("*.toml"))
 
 
+def table_of(recipe: str) -> dict:
+    return tomllib.loads((recipe_folder() / f"{recipe}.toml").read_text())
+
+
 def model_of(recipe: str) -> str:
-    return tomllib.loads((recipe_folder() / f"{recipe}.toml").read_text()).get("model", "tiny")
+    return table_of(recipe).get("model", "tiny")
 
 
 def test_train_resume_eval_sample_report(gspo, recipe, tmp_path):
@@ -113,8 +117,9 @@ def test_plan(gspo, monkeypatch, tmp_path, name):
 def test_check(gspo, name):
     if model_of(name) == SMOLLM2 and not (cache_folder() / SMOLLM2 / "config.json").exists():
         pytest.skip(f"{SMOLLM2} is not converted here")
-    small = ("--group_size", 2, "--prompts_per_step", 4, "--sampling.max_completion_tokens", 4)
-    said = gspo("check", name, *small)
+    small = ("--group_size", 4, "--prompts_per_step", 4, "--sampling.max_completion_tokens", 4)
+    drafts = ("--collector.drafts.number", 2) if "drafts" in table_of(name).get("collector", {}) else ()
+    said = gspo("check", name, *small, *drafts)
     assert said.code == 0 and "groups x completions" in said.out and "noise of the log-ratio" in said.out
     assert "every setting has an effect here" in said.out or "settings without effect" in said.out
 

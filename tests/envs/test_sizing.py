@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from gspo.envs import Action, Env, Evaluates, Forks, Scores
 from gspo.envs.check import check_env
+from gspo.envs.circuits import CIRCUITS, STOP, op_amp, rc_ladder, simulate_op_amp, simulate_rc_ladder
 from gspo.envs.sizing import (
-    CIRCUITS,
-    STOP,
     Circuit,
     Counting,
     Metric,
@@ -22,12 +21,8 @@ from gspo.envs.sizing import (
     Sizing,
     Spec,
     SpecDraws,
-    op_amp,
     prompt_of,
-    rc_ladder,
     read,
-    simulate_op_amp,
-    simulate_rc_ladder,
     written,
 )
 from gspo.models import TinyConfig, character_tokenizer

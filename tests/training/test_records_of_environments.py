@@ -9,7 +9,8 @@ import pytest
 from test_benchmarks_run import assert_pictures, made_at, numbers, page_with_places, script  # noqa: F401
 
 from gspo.config import Checkpoints, ColdStart, Evaluation
-from gspo.envs.sizing import Counting, Sizing, op_amp
+from gspo.envs.circuits import op_amp
+from gspo.envs.sizing import Counting, Sizing
 from gspo.models import TinyConfig
 from gspo.rewards import RewardConfig
 from gspo.samplers.fake import FakeSampler
