@@ -80,7 +80,7 @@ class TurnForks:
                 stage.close([*trunks, *(branch for branches in grown for branch in branches)], calls)
         with timed(clock, "reward"):
             grown.sort(key=lambda branches: (branches[0].number, len(branches[0].turns)))
-            alternatives = _numbered([[trunk] for trunk in trunks if not trunk.first_ids] + grown)
+            alternatives = _numbered([[trunk] for trunk in _without_turns(trunks, grown)] + grown)
             groups, scored = self.source.scored(alternatives, by_turn=True)
         return Wave(
             groups=tuple(groups),
@@ -145,6 +145,15 @@ def chosen_of(branches: Sequence[Episode], continuation: Continuation, seed: int
         key = stream_keys([(seed, step, chosen.prompt_id, len(chosen.turns))])[0]
         chosen = able[int(key % np.uint64(len(able)))]
     return chosen if chosen.ending is None else None
+
+
+def _without_turns(trunks: Sequence[Episode], grown: Sequence[list[Episode]]) -> list[Episode]:
+    """Trunks that failed as they began, or whose prompt left no room: each a group that trains nothing."""
+    spoke = {branches[0].number for branches in grown}
+    silent = [trunk for trunk in trunks if trunk.number not in spoke]
+    for trunk in silent:
+        trunk.ending = trunk.ending or "max_tokens"
+    return silent
 
 
 def _numbered(groups: Sequence[list[Episode]]) -> list[Episode]:

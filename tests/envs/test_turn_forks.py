@@ -161,3 +161,22 @@ def test_a_start_that_fails_is_a_group_that_trains_nothing():
     samples = flatten(wave.groups, torch.zeros(1), False)
     assert not samples[0].is_trained and "no licence" in wave.errors[0]
     assert len(Direct(source=forks, prompts_per_step=2).collect(0, 0).groups) == 2
+
+
+def test_a_prompt_that_leaves_no_room_is_a_group_that_trains_nothing():
+    _, wave, log = forks_of(Copied, DIGITS, context=2)
+    assert [[r.ending for r in g.rollouts] for g in wave.groups] == [["max_tokens"]] and log == []
+    assert wave.groups[0].rollouts[0].turns == () and math.isnan(wave.groups[0].rollouts[0].reward)
+    samples = flatten(wave.groups, torch.zeros(1), False)
+    step = assemble(samples, torch.device("cpu"))
+    assert not step.mask.any() and text_of(samples[0].prompt_ids) == "ab"
+
+
+def test_a_start_that_is_an_end_is_a_failure():
+    class Over(Copied):
+        def start(self):
+            return Observation(is_done=True)
+
+    _, wave, _ = forks_of(Over, DIGITS)
+    assert [r.ending for g in wave.groups for r in g.rollouts] == ["env_error"]
+    assert "over before its first turn" in wave.errors[0]
