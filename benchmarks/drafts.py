@@ -9,7 +9,6 @@ Finished runs are skipped, an interrupted one goes on. Writes docs/records/draft
 table in docs/results.md.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,8 @@ from experiment import (
     over_seeds,
     percent,
     points_of,
-    put_table,
+    put_record,
     read_metrics,
-    rounded,
     started_model,
 )
 from figures import Axes, band, grid, label, points, save, smooth
@@ -240,13 +238,9 @@ def main(plan: Plan = Plan()) -> dict[str, Any]:
         "machine_seconds": sum(part["seconds"] for part in (*made.values(), *starts)),
         "versions": read_summary(plan.runs / f"grpo-seed{plan.seeds[0]}")["versions"],
     }
-    target = plan.docs / "records" / "drafts.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(rounded(record, 5), indent=1))
     draw(record, plan.docs / "images" / "drafts.png")
-    print(table(record))
     print(f"{record['machine_seconds'] / 60:.1f} min")
-    put_table(plan.docs / "results.md", "drafts", table(record))
+    put_record(plan.docs, "drafts", record, table(record))
     return record
 
 

@@ -155,3 +155,12 @@ def put_table(page: Path, name: str, table: str) -> None:
     if not found or not closing:
         raise ValueError(f"{page} has no place for the table: <!-- {name} --> and <!-- end {name} -->")
     page.write_text(f"{head}{found}{table}{closing}{tail}")
+
+
+def put_record(docs: Path, name: str, record: dict[str, Any], table: str) -> None:
+    """All figures to records/NAME.json, and the table to the screen and its place in results.md."""
+    target = docs / "records" / f"{name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(rounded(record, 5), indent=1))
+    print(table)
+    put_table(docs / "results.md", name, table)

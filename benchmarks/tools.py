@@ -9,7 +9,6 @@ Finished runs are skipped, an interrupted one goes on. Writes docs/records/tools
 table in docs/results.md.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +24,8 @@ from experiment import (
     over_seeds,
     percent,
     points_of,
-    put_table,
+    put_record,
     read_metrics,
-    rounded,
     started_model,
 )
 from figures import band, grid, label, save, smooth
@@ -187,13 +185,9 @@ def main(plan: Plan = Plan()) -> dict[str, Any]:
         "machine_seconds": sum(seconds),
         "versions": read_summary(plan.runs / f"tools-seed{plan.seeds[0]}")["versions"],
     }
-    target = plan.docs / "records" / "tools.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(rounded(record, 5), indent=1))
     draw(record, plan.docs / "images" / "tools.png")
-    print(table(record))
     print(f"{record['machine_seconds'] / 60:.1f} min")
-    put_table(plan.docs / "results.md", "tools", table(record))
+    put_record(plan.docs, "tools", record, table(record))
     return record
 
 

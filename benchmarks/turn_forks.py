@@ -10,7 +10,6 @@ Finished runs are skipped, an interrupted one goes on. Writes docs/records/turn-
 and the table in docs/results.md.
 """
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -29,9 +28,8 @@ from experiment import (
     over_seeds,
     percent,
     points_of,
-    put_table,
+    put_record,
     read_metrics,
-    rounded,
     started_model,
 )
 from figures import band, grid, label, save, smooth
@@ -379,13 +377,9 @@ def main(plan: Plan = Plan()) -> dict[str, Any]:
         "machine_seconds": sum(spent),
         "versions": {**read_summary(run_of(plan, "turns", plan.seeds[0]))["versions"], "optuna": optuna.__version__},
     }
-    target = plan.docs / "records" / "turn-forks.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(rounded(record, 5), indent=1))
     draw(record, plan.docs / "images" / "turn-forks.png")
-    print(table(record))
     print(f"{record['machine_seconds'] / 60:.1f} min")
-    put_table(plan.docs / "results.md", "turn-forks", table(record))
+    put_record(plan.docs, "turn-forks", record, table(record))
     return record
 
 

@@ -37,7 +37,7 @@ from experiment import (
     over_seeds,
     percent,
     points_of,
-    put_table,
+    put_record,
     read_metrics,
     rounded,
     started_model,
@@ -323,14 +323,10 @@ def main(plan: Plan = Plan()) -> dict[str, Any]:
         "machine_seconds": sum(run["wall"] for run in (*looped, *by_itself)) + sum(s["seconds"] for s in starts),
         "versions": read_summary(plan.runs / f"gspo-seed{plan.seeds[0]}")["versions"],
     }
-    target = plan.docs / "records" / "veripo.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(rounded(record, 5), indent=1))
     draw(record, plan.docs / "images" / "veripo.png")
-    print(table(record))
     per = rounded(record["seconds_per_completion"], 3)
     print(f"seconds per completion: {per}; {record['machine_seconds'] / 60:.1f} min")
-    put_table(plan.docs / "results.md", "veripo", table(record))
+    put_record(plan.docs, "veripo", record, table(record))
     return record
 
 
