@@ -34,7 +34,7 @@ from rich.table import Table
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import gspo
-from gspo.policies import CausalLM, Network, TokenScorer
+from gspo.policies import Network, TokenScorer, TrainedPolicy
 from gspo.policies.master import AdamW
 from gspo.policies.prefixes import MIN_SHARED, pack
 from gspo.sampling import Sampling
@@ -89,7 +89,7 @@ def step_of(vocabulary: int, device: torch.device, is_small: bool) -> Step:
 def ours(model: Qwen3ForCausalLM, layout: Any, budget: int) -> tuple[Callable[[Step], None], Network]:
     network = Network(model)
     scorer = TokenScorer(network=network, scoring=Sampling(), micro_batch_tokens=budget, layout=layout)
-    policy = CausalLM(scorer, AdamW(lr=1e-6))
+    policy = TrainedPolicy(scorer, AdamW(lr=1e-6))
     objective = gspo.GRPO(clip_low=0.99, clip_high=1e9)  # no row is clipped out of the work
 
     def update(step: Step) -> None:

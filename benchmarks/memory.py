@@ -5,7 +5,7 @@
 A Llama of SmolLM2-135M's shape (width 576, 30 layers, random weights, float32, tied head) takes one GSPO update on
 rows of 64 prompt tokens and completions that fill them up to the length. Sides:
 
-- gspo: `CausalLM.forward_backward` and `optim_step`, padded rows (no prefix is shared, so that all sides compute the
+- gspo: `TrainedPolicy.forward_backward` and `optim_step`, padded rows (no prefix is shared: all sides compute the
   same tokens). `micro_batch_tokens` as given; `checkpoint`: activations computed again in the backward pass.
 - trl: the trainer's own step and optimizer (`GRPOTrainer.train`), with generation replaced by the same tokens; batch
   of all rows, or of one row with gradients accumulated over the rows. Its chunked head is on, as it always is in 1.16;
@@ -42,7 +42,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gspo
-from gspo.policies import CausalLM, Network, TokenScorer
+from gspo.policies import Network, TokenScorer, TrainedPolicy
 from gspo.policies.master import AdamW
 from gspo.sampling import Sampling
 from gspo.training.batch import assemble
@@ -154,7 +154,7 @@ def gspo_update(case: Case, meter: Meter) -> None:
     scorer = TokenScorer(
         network=network, scoring=Sampling(), micro_batch_tokens=case.micro_batch_tokens, layout="padded"
     )
-    policy, objective = CausalLM(scorer, AdamW(lr=LR)), gspo.GSPO()
+    policy, objective = TrainedPolicy(scorer, AdamW(lr=LR)), gspo.GSPO()
 
     def update(rows: int, length: int) -> None:
         step = step_of(tokens_of(rows, length, case.vocabulary).tolist())

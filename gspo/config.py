@@ -17,6 +17,7 @@ from gspo.limits import at_least
 from gspo.models import TINY, Dtype, LoRA, TinyConfig
 from gspo.objectives import GSPO, Objective, Term
 from gspo.phases import Phase, refuse_unsound
+from gspo.policies.config import CausalLMConfig, PolicyConfig
 from gspo.policies.layouts import LayoutName
 from gspo.policies.master import AdamW
 from gspo.rewards import RewardConfig
@@ -139,6 +140,8 @@ class RunConfig:
     """Seed of the run: data order, sampling, and a tiny model's weights are functions of it."""
     model: str = TINY
     """"tiny", "smollm2-135m-instruct", a local folder, or a Hugging Face id such as "Qwen/Qwen3-0.6B"."""
+    policy: PolicyConfig = field(default_factory=CausalLMConfig)
+    """Kind of policy by name, or a table with its fields: causal_lm, diffusion, representation, image_tokens."""
     dtype: Dtype = "auto"
     """What the network computes in; master weights are float32. auto: float32 if small or on MPS, else bfloat16."""
     device: str = "auto"
@@ -222,6 +225,7 @@ class RunConfig:
         at_least(self, "", 0, "seed", "threads", "reward_failure_limit")
         self._check_collector()
         self._check_phases()
+        self._check_policy()
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ValueError(f"device is {self.device!r}; it must be auto, cpu, cuda, cuda:1 or mps")
         if self.prompts_per_step % self.updates_per_step:
@@ -247,6 +251,19 @@ class RunConfig:
             raise ValueError(
                 f"collector.drafts.number = {drafts} leaves no refinement of group_size = {self.group_size} completions"
             )
+
+    def _check_policy(self) -> None:
+        kind = self.policy.name
+        if kind == "causal_lm":
+            return
+        what = {
+            "environment": self.environment.is_set,
+            "phase": bool(self.phase),
+            "collector.drafts": bool(self.collector.drafts.number),
+        }
+        wrong = [name for name, is_there in what.items() if is_there]
+        if wrong:
+            raise ValueError(f'{wrong[0]} is for language models that write on: it cannot go with policy = "{kind}"')
 
     def _check_phases(self) -> None:
         refuse_unsound(self.phase)

@@ -21,6 +21,7 @@ from gspo.config import RunConfig
 from gspo.corrections import AnyCorrection
 from gspo.objectives import Objective, Term
 from gspo.phases import Phase
+from gspo.policies.config import PolicyConfig
 
 Node = dict[str, Any]
 """A nested table of settings, as TOML gives it."""
@@ -244,7 +245,9 @@ def _toml(value: Any) -> str:
 
 ADAPTER = TypeAdapter(with_config(ConfigDict(extra="forbid"))(RunConfig))
 NAMES = {
-    m.name for union in (Objective, Term, Advantage, AnyCorrection) for m in typing.get_args(typing.get_args(union)[0])
+    m.name
+    for union in (Objective, Term, Advantage, AnyCorrection, PolicyConfig)
+    for m in typing.get_args(typing.get_args(union)[0])
 }
 """Discriminators, which pydantic puts into the path of an error."""
 

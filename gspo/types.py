@@ -13,6 +13,7 @@ what was scored, what is compared, what is trained on, and the tensors of one op
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -50,6 +51,8 @@ class Completion:
     """Number of optimizer steps behind the weights that sampled."""
     finish_reason: FinishReason
     """"stop": ended by an end token; "length": cut by `max_completion_tokens`."""
+    replay: Any = None
+    """What the policy must see again to score these ids as they were sampled (expert routes); None: nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,8 @@ class Rollout:
     """[K] what became of each reward call."""
     reward: float = float("nan")
     """Weighted sum of `rewards`; NaN when the rollout could not be scored."""
+    unit_rewards: "UnitRewards | None" = None
+    """Rewards of every unit, where units compete with each other (a set of classes) and not with other rollouts."""
 
     @property
     def completion(self) -> Completion:
@@ -106,6 +111,18 @@ class Rollout:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnitRewards:
+    """The units of a rollout are whole sets of alternatives, one set after another: each set is a group."""
+
+    values: Float[np.ndarray, "U K"]
+    """One column per reward."""
+    total: Float[np.ndarray, "U"]
+    """Weighted sum of the columns."""
+    set_size: int
+    """Units of a set; divides U."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Group:
     """All attempts at one prompt; the thing rewards are compared in. The prompt is stored once."""
 
@@ -116,6 +133,8 @@ class Group:
     rollouts: tuple[Rollout, ...]
     columns: dict[str, Any] = field(default_factory=dict)
     """The data row's other columns, as the reward functions received them."""
+    inputs: Any = None
+    """What the prompt holds beside its ids (images); only the policy and its sampler open it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +163,10 @@ class Sample:
     """Position among the rows of its rollout: a conversation whose history was rewritten becomes several."""
     mask: tuple[bool, ...] | None = None
     """Which completion ids the policy chose; None stands for all."""
+    inputs: Any = None
+    """See `Group`."""
+    replay: Any = None
+    """See `Completion`."""
 
     @property
     def num_units(self) -> int:
@@ -192,6 +215,8 @@ class Scores:
     logprobs: Float[Tensor, "B U"]
     entropy: Float[Tensor, "B U"] | None = None
     """Entropy of the next-token distribution at each unit, in nats; present when a term asks for it."""
+    replay: tuple[Any, ...] | None = None
+    """[B] what scoring these rows chose besides the log-probs (expert routes), where the policy records it."""
 
 
 @dataclass(frozen=True, kw_only=True)

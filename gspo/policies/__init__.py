@@ -1,7 +1,9 @@
 """Policies: log-probs, forward and backward of some rows, one optimizer step."""
 
 from gspo.policies.base import Policy, StepResult
-from gspo.policies.causal_lm import CausalLM, TokenPayload, TokenScorer
+from gspo.policies.causal_lm import TokenScorer
 from gspo.policies.network import Network
+from gspo.policies.payload import Payload
+from gspo.policies.trained import Scorer, TrainedPolicy
 
-__all__ = ["CausalLM", "Network", "Policy", "StepResult", "TokenPayload", "TokenScorer"]
+__all__ = ["Network", "Payload", "Policy", "Scorer", "StepResult", "TokenScorer", "TrainedPolicy"]

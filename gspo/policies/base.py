@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -22,6 +22,8 @@ class StepResult:
     unit_gradient: Tensor
     """[B,U] derivative of the step's loss in each log-prob: how much each unit pulls."""
     explanation: Explanation
+    replay: tuple[Any, ...] | None = None
+    """[B] see `Scores`."""
 
 
 class Policy(Protocol):

@@ -2,32 +2,20 @@
 
 from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from gspo.functional import explain, total_loss
-from gspo.objectives.base import UnitObjective
-from gspo.policies.base import StepResult
 from gspo.policies.layouts import LayoutName, lay_out
 from gspo.policies.likelihood import token_logprobs
-from gspo.policies.master import AdamW, MasterWeights
 from gspo.policies.micro_batches import balanced, blocks_of_rows, by_width, repeated_tokens, shared_tokens
 from gspo.policies.network import Network
+from gspo.policies.payload import Payload
+from gspo.policies.trained import scored
 from gspo.sampling import Sampling
-from gspo.types import Explanation, Scores, Step
-
-
-@dataclass(frozen=True)
-class TokenPayload:
-    """Prompt and completion ids of each row: what this policy and its sampler open."""
-
-    prompt: tuple[tuple[int, ...], ...]
-    completion: tuple[tuple[int, ...], ...]
-
-    def __getitem__(self, rows: list[int]) -> "TokenPayload":
-        return TokenPayload(tuple(self.prompt[i] for i in rows), tuple(self.completion[i] for i in rows))
+from gspo.types import Scores, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +33,7 @@ class TokenScorer:
     without_adapters: bool = False
     keeps_groups_whole: bool = False
     """Micro-batches hold whole groups, for objectives that compare the rows of one."""
+    redraws: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.layout in ("packed", "shared_prefix") and self.network.refusal:
@@ -58,22 +47,19 @@ class TokenScorer:
         """`auto` is padded rows where the network allows nothing else."""
         return "padded" if self.layout == "auto" and self.network.refusal else self.layout
 
-    @torch.no_grad()
     def logprobs(self, step: Step) -> Scores:
-        """Log-probs and entropies [B,U] of the step's units, without gradient; 0 outside the mask.
-
-        Rows are cut into the same micro-batches as in `CausalLM.forward_backward`, so that at equal weights the two
-        agree to the bit.
-        """
-        batches = self.micro_batches(step)
+        """See `scored`."""
         with self.network.model.disable_adapter() if self.without_adapters else nullcontext():
-            parts = [self.score(step.rows(rows), "value") for rows in batches]
-        back = _inverse(batches, step.mask.device)
-        entropy = torch.cat([_entropy(part) for part in parts])[back]
-        return Scores(logprobs=torch.cat([part.logprobs for part in parts])[back], entropy=entropy)
+            return scored(self, step)
+
+    def with_model(self, model: nn.Module) -> "TokenScorer":
+        return replace(self, network=self.network.with_model(model))
+
+    def imitating(self) -> "TokenScorer":
+        return replace(self, scoring=Sampling())
 
     def score(self, part: Step, entropy: str) -> Scores:
-        payload: TokenPayload = part.payload
+        payload: Payload = part.payload
         device = self.network.device
         layout = lay_out(
             self.allowed_layout, payload.prompt, payload.completion, self.pad_id, device, self.network.shape
@@ -101,7 +87,7 @@ class TokenScorer:
 
         The rows of a group stay together where an objective asks for it, and those of a prompt where they share it.
         """
-        payload: TokenPayload = step.payload
+        payload: Payload = step.payload
         is_padded = self.allowed_layout == "padded"
         blocks = blocks_of_rows(self._block_keys(step))
         if is_padded:
@@ -116,65 +102,3 @@ class TokenScorer:
             return step.group.tolist()
         is_shared = self.allowed_layout in ("auto", "shared_prefix")
         return step.payload.prompt if is_shared else range(len(step.group))
-
-
-class CausalLM:
-    """Trains a `Network` with AdamW."""
-
-    def __init__(self, scorer: TokenScorer, optimizer: AdamW) -> None:
-        self.scorer = scorer
-        self.network = scorer.network
-        self.weights = MasterWeights(self.network.named_trainable(), optimizer)
-
-    def logprobs(self, step: Step) -> Scores:
-        """See `TokenScorer.logprobs`."""
-        return self.scorer.logprobs(step)
-
-    def forward_backward(self, step: Step, weight: Sequence[Tensor], terms: Sequence[UnitObjective]) -> StepResult:
-        """Add the gradient of the step's loss; micro-batches add up because `weight` was made on the whole step.
-
-        Only the given rows go through the network: a caller may leave out rows whose gradient is known to be 0.
-        """
-        if any(term.traits.keeps_groups_whole for term in terms) and not self.scorer.keeps_groups_whole:
-            raise ValueError("an objective compares the rows of a group: build the scorer with keeps_groups_whole=True")
-        entropy = "gradient" if any("entropy_gradient" in term.traits.needs for term in terms) else "value"
-        batches = self.scorer.micro_batches(step)
-        losses, scored, gradients, why = [], [], [], []
-        for rows in batches:
-            part = step.rows(rows)
-            scores = self.scorer.score(part, entropy)
-            loss = total_loss(terms, [w[rows] for w in weight], scores, part)
-            scores.logprobs.retain_grad()
-            loss.backward()
-            losses.append(loss.item())
-            scored.append((scores.logprobs.detach(), _entropy(scores).detach()))
-            gradients.append(scores.logprobs.grad)
-            why.append(explain(terms, scores, part))
-        back = _inverse(batches, step.mask.device)
-        merge = lambda parts: torch.cat(list(parts))[back].cpu()  # noqa: E731
-        return StepResult(
-            loss=sum(losses),
-            logprobs=merge(logprobs for logprobs, _ in scored),
-            entropy=merge(entropy for _, entropy in scored),
-            unit_gradient=merge(gradients),
-            explanation=Explanation(
-                log_ratio=merge(e.log_ratio for e in why),
-                bound=merge(e.bound for e in why),
-                level=why[0].level,
-                band=why[0].band,
-            ),
-        )
-
-    def optim_step(self, lr: float) -> float:
-        """One AdamW update; returns the gradient norm of the whole step before clipping."""
-        return self.weights.step(lr)
-
-
-def _inverse(batches: list[list[int]], device: torch.device) -> Tensor:
-    """Positions that put the concatenated micro-batches back into the order of the step."""
-    return torch.tensor([row for rows in batches for row in rows], device=device).argsort()
-
-
-def _entropy(scores: Scores) -> Tensor:
-    assert scores.entropy is not None
-    return scores.entropy

@@ -42,6 +42,10 @@ class Network:
         self.vocabulary = self.output.weight.shape[0]
         self._check_head(base)
 
+    def with_model(self, model: nn.Module) -> "Network":
+        """The same network under other weights, for scoring."""
+        return Network(model)
+
     @property
     def device(self) -> torch.device:
         return self.output.weight.device

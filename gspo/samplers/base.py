@@ -22,6 +22,8 @@ class SampleRequest:
     """Which completion of a rollout it is; also what sets drafts and their refinements apart."""
     indices: tuple[int, ...] = ()
     """[n] positions of the completions in their group; () stands for 0..n-1."""
+    inputs: Any = None
+    """What the prompt holds beside its ids (images)."""
     limit: int = 0
     """Tokens after which these completions are cut, where that is less than `sampling` allows; 0 adds no limit."""
 

@@ -1,16 +1,17 @@
 """From scored groups to the tensors of each optimizer step. Pure: groups in, samples and steps out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from gspo.advantages.base import AdvantageInput
-from gspo.policies.causal_lm import TokenPayload
+from gspo.policies.payload import Payload
 from gspo.requirements import VALUE_COLUMN
 from gspo.training.sequences import pieces_of
-from gspo.types import Group, Rollout, Sample, Step
+from gspo.types import Group, Rollout, Sample, Step, UnitRewards
 
 
 def advantage_input(
@@ -23,6 +24,8 @@ def advantage_input(
     With `reference_logprobs` [B,U] the sampler's log-probs go beside them, for a KL inside the reward.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
+    if any(rollout.unit_rewards for rollout in rollouts):
+        return _input_of_sets(rollouts, reward_weights)
     lengths = torch.tensor([len(r.completion.ids) for r in rollouts])
     return AdvantageInput(
         mask=torch.arange(int(lengths.max()))[None] < lengths[:, None],
@@ -37,6 +40,34 @@ def advantage_input(
         group=torch.tensor([r.group_id for r in rollouts]),
         length=lengths,
     )
+
+
+def _input_of_sets(rollouts: Sequence[Rollout], reward_weights: Sequence[float] | None) -> AdvantageInput:
+    """Units that compete in sets: a row is a unit, a group the set it belongs to. See `on_units`."""
+    rewards = [rollout.unit_rewards for rollout in rollouts if rollout.unit_rewards is not None]
+    total = torch.from_numpy(np.concatenate([r.total for r in rewards])).double()
+    sets = np.repeat(np.arange(sum(len(r.total) // r.set_size for r in rewards)), _sizes(rewards))
+    return AdvantageInput(
+        rewards=torch.from_numpy(np.concatenate([r.values for r in rewards])).double(),
+        reward_weights=None if reward_weights is None else torch.tensor(reward_weights, dtype=torch.float64),
+        total=total,
+        group=torch.from_numpy(sets),
+        length=torch.ones(len(total), dtype=torch.long),
+    )
+
+
+def _sizes(rewards: Sequence[UnitRewards]) -> list[int]:
+    """Of every set, in order."""
+    return [r.set_size for r in rewards for _ in range(len(r.total) // r.set_size)]
+
+
+def on_units(advantage: torch.Tensor, groups: Sequence[Group]) -> torch.Tensor:
+    """What an estimator gave, one per rollout or unit of a rollout; where units compete in sets, [B,U] of it."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    if not any(rollout.unit_rewards for rollout in rollouts):
+        return advantage
+    lengths = [len(rollout.completion.ids) for rollout in rollouts]
+    return torch.nn.utils.rnn.pad_sequence(list(advantage.split(lengths)), batch_first=True)
 
 
 def _sampler_logprobs(rollouts: Sequence[Rollout]) -> torch.Tensor:
@@ -94,6 +125,8 @@ def flatten(groups: Sequence[Group], advantage: torch.Tensor, drop_truncated: bo
                     advantage=_of_piece(advantage[number], units, piece.mask),
                     reward=rollout.reward,
                     is_trained=is_scored and not (drop_truncated and rollout.is_truncated),
+                    inputs=group.inputs,
+                    replay=piece.replay,
                 )
             )
             units += sum(piece.mask)
@@ -152,10 +185,19 @@ def assemble(samples: Sequence[Sample], device: torch.device) -> Step:
         rollout=on_device(np.array([s.rollout_id for s in samples])),
         rewards=on_device(np.array([s.reward for s in samples], dtype=np.float32)),
         sampler_logprobs=sampler_logprobs,
-        payload=TokenPayload(
-            tuple(sample.prompt_ids for sample in samples), tuple(sample.completion_ids for sample in samples)
+        payload=Payload(
+            prompt=tuple(sample.prompt_ids for sample in samples),
+            completion=tuple(sample.completion_ids for sample in samples),
+            inputs=_where_there(sample.inputs for sample in samples),
+            replay=_where_there(sample.replay for sample in samples),
         ),
     )
+
+
+def _where_there(values: Iterable[Any]) -> tuple[Any, ...] | None:
+    """None where no row has any."""
+    found = tuple(values)
+    return None if all(value is None for value in found) else found
 
 
 def _advantages(samples: Sequence[Sample], width: int) -> np.ndarray:
@@ -186,3 +228,13 @@ def with_old_entropy(batch: MiniBatch, entropy: torch.Tensor) -> MiniBatch:
 
 def with_reference(batch: MiniBatch, reference: torch.Tensor) -> MiniBatch:
     return replace(batch, step=replace(batch.step, reference_logprobs=reference))
+
+
+def with_replay(batch: MiniBatch, rows: Sequence[int], replay: tuple[Any, ...] | None) -> MiniBatch:
+    """With what scoring `rows` recorded; None changes nothing."""
+    if replay is None:
+        return batch
+    known = list(batch.step.payload.replay or (None,) * len(batch.samples))
+    for row, record in zip(rows, replay, strict=True):
+        known[row] = record
+    return replace(batch, step=replace(batch.step, payload=batch.step.payload.with_replay(tuple(known))))

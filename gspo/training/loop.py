@@ -10,9 +10,9 @@ import torch
 
 from gspo.collectors.base import Collected
 from gspo.collectors.offline import OfflineSource
-from gspo.policies.causal_lm import TokenScorer
+from gspo.policies.trained import Scorer
 from gspo.sinks import Record, Sink
-from gspo.training.batch import MiniBatch, advantage_input, assemble, flatten, mini_batches, units_of_rollouts
+from gspo.training.batch import MiniBatch, advantage_input, assemble, flatten, mini_batches, on_units, units_of_rollouts
 from gspo.training.evaluate import EvaluationResult, evaluate
 from gspo.training.folder import RunFolder, write_ledger, write_rollouts
 from gspo.training.metrics import (
@@ -30,6 +30,7 @@ from gspo.training.state import TrainState, save
 from gspo.training.update import (
     Mismatch,
     Update,
+    drawn_anew,
     first_forward,
     is_sampler_sound,
     measure_mismatch,
@@ -45,7 +46,7 @@ Results = Mapping[str, EvaluationResult | RankingResult]
 def train_steps(
     parts: Parts,
     state: TrainState,
-    reference: TokenScorer | None,
+    reference: Scorer | None,
     folder: RunFolder,
     sinks: Sequence[Sink],
     should_stop: Callable[[], bool] = lambda: False,
@@ -69,12 +70,13 @@ def train_steps(
         ]
         with clock.time("old_logprobs"):
             choice, mismatch = settle_old_logprobs(parts, state, batches[0])
+            epochs = config.epochs
+            if parts.policy.scorer.redraws:
+                batches, epochs = drawn_anew(batches, epochs, config.seed, state.step), 1
             batches = prepare(batches, parts.policy, parts.terms, reference, rescore_old=choice == "policy")
         with clock.time("update"):
-            rates = [_lr(parts, state.step, i) for i in range(len(batches) * config.epochs)]
-            updates, term_states = run_updates(
-                parts.policy, batches, parts.terms, config.epochs, rates, state.objective or ()
-            )
+            rates = [_lr(parts, state.step, i) for i in range(len(batches) * epochs)]
+            updates, term_states = run_updates(parts.policy, batches, parts.terms, epochs, rates, state.objective or ())
         choice, mismatch = watch_old_logprobs(parts, choice, mismatch, updates)
 
         state = replace(
@@ -138,9 +140,7 @@ def batch_metrics(parts: Parts, collected: Collected, samples: Sequence[Sample],
     return rollout_metrics(collected, parts.rewards.names, [sample.mean_advantage for sample in samples])
 
 
-def estimate(
-    parts: Parts, groups: Sequence[Group], reference: TokenScorer | None, state: Any
-) -> tuple[torch.Tensor, Any]:
+def estimate(parts: Parts, groups: Sequence[Group], reference: Scorer | None, state: Any) -> tuple[torch.Tensor, Any]:
     """Advantages of the whole rollout batch: [B], or [B,U] from an estimator per token; and the estimator's state."""
     logprobs = None
     if "reference" in parts.advantage.traits.needs:
@@ -148,13 +148,15 @@ def estimate(
         rows = flatten(groups, torch.zeros(sum(len(g.rollouts) for g in groups)), False)
         scored = reference.logprobs(assemble(rows, parts.policy.network.device)).logprobs.cpu()
         logprobs = units_of_rollouts(scored, rows)
-    return parts.advantage(advantage_input(groups, parts.rewards.weights, logprobs), state)
+    advantage, state = parts.advantage(advantage_input(groups, parts.rewards.weights, logprobs), state)
+    return on_units(advantage, groups), state
 
 
 def settle_old_logprobs(parts: Parts, state: TrainState, batch: MiniBatch) -> tuple[str, Mismatch | None]:
     """Whose log-probs divide the ratio. "auto" measures once, on the first mini-batch of the run, then decides."""
     choice = state.old_logprobs or (parts.config.old_logprobs if parts.config.old_logprobs != "auto" else "")
-    if parts.is_offline:  # nobody knows how probable they were where they came from
+    # Nobody knows how probable completions were where they came from, or the sampler does not say what we score.
+    if parts.is_offline or parts.sampler.scores == "none":
         return "policy", None
     if not any("old" in term.traits.needs for term in parts.terms):
         choice = "sampler"  # nothing divides by it

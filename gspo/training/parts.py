@@ -3,9 +3,10 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
 from gspo.advantages.base import AdvantageEstimator
 from gspo.collectors import (
@@ -25,19 +26,20 @@ from gspo.data import Dataset, load_dataset
 from gspo.envs.base import EnvFactory
 from gspo.envs.loading import load_environment
 from gspo.functional import as_terms
-from gspo.models import Loaded, load_model
+from gspo.models import Loaded
 from gspo.objectives.base import UnitObjective
 from gspo.objectives.corrected import Corrected
 from gspo.phases import Phase
-from gspo.policies.causal_lm import CausalLM, TokenScorer
-from gspo.policies.network import Network
+from gspo.policies.causal_lm import TokenScorer
+from gspo.policies.trained import Scorer, TrainedPolicy
 from gspo.renderers import Renderer
 from gspo.requirements import unmet
 from gspo.rewards import Rewards
 from gspo.rewards.scoring import ENVIRONMENT
-from gspo.samplers.in_process import InProcess
+from gspo.samplers.base import Sampler
 from gspo.sampling import Sampling
 from gspo.settings import phase_config
+from gspo.training.kinds import build_policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +80,10 @@ class Parts:
     renderer: Renderer
     dataset: Dataset
     rewards: Rewards
-    policy: CausalLM
-    sampler: InProcess
+    policy: TrainedPolicy
+    sampler: Sampler
+    reload: Callable[[Path], nn.Module]
+    """See `Built`."""
     source: GroupSource | EpisodeSource | OfflineSource
     collector: Collector
     terms: tuple[UnitObjective, ...]
@@ -127,38 +131,7 @@ def build(
     refuse_unmet(config, terms, advantage, dataset, len(chosen) + len(own), group_size)
     for phase in config.phase:
         refuse_phase(config, phase, given, dataset, len(chosen) + len(own))
-    loaded = (
-        Loaded(given.model.eval(), given.tokenizer, type(given.model).__name__)
-        if given.model is not None
-        else load_model(
-            config.model,
-            dtype=config.dtype,
-            device=config.device,
-            lora=config.lora,
-            tiny=config.tiny,
-            seed=config.seed,
-            report=report,
-        )
-    )
-    renderer = Renderer(
-        loaded.tokenizer,
-        generation=loaded.model.generation_config,
-        system_prompt=config.system_prompt,
-        chat=config.chat,
-        stop=config.stop,
-        strip_thinking=config.strip_thinking,
-    )
-    network = Network(loaded.model, config.checkpoint_activations, config.compile)
-    scorer = TokenScorer(
-        network=network,
-        scoring=config.sampling,
-        micro_batch_tokens=config.micro_batch_tokens,
-        pad_id=renderer.pad_id,
-        layout=config.layout,
-        keeps_groups_whole=any(term.traits.keeps_groups_whole for term in terms),
-    )
-    policy = CausalLM(scorer, config.optimizer)
-    sampler = InProcess(network, renderer.stop_ids, renderer.pad_id, config.sampler_rows)
+    built = build_policy(config, terms, report, given.model, given.tokenizer)
     if with_rewards and not chosen and not own:
         raise ValueError(
             f"the data ({dataset.reading}) brings no reward of its own; set [[rewards]] name = ... or function = "
@@ -167,33 +140,34 @@ def build(
     rewards = Rewards(chosen, own) if with_rewards else Rewards([no_reward])
     common: dict[str, Any] = {
         "rows": dataset.train,
-        "renderer": renderer,
-        "sampler": sampler,
+        "renderer": built.renderer,
+        "sampler": built.sampler,
         "rewards": rewards,
         "sampling": config.sampling,
         "group_size": config.group_size,
         "seed": config.seed,
         "failure_limit": config.reward_failure_limit,
     }
-    source: GroupSource | EpisodeSource | OfflineSource = GroupSource(**common, overlap_rewards=config.overlap_rewards)
+    source = (built.source or GroupSource)(**common, overlap_rewards=config.overlap_rewards)
     if reads_completions:
-        source = OfflineSource(rows=dataset.train, renderer=renderer, seed=config.seed)
+        source = OfflineSource(rows=dataset.train, renderer=built.renderer, seed=config.seed)
     if has_environment and with_rewards:
         source = EpisodeSource(
             **common,
             factory=given.environment or load_environment(config.environment),
             settings=config.environment,
-            context=getattr(loaded.model.config, "max_position_embeddings", 0),
+            context=built.context,
         )
     collector = chosen_collector(config, source)
     return Parts(
         config=config,
-        loaded=loaded,
-        renderer=renderer,
+        loaded=built.loaded,
+        renderer=built.renderer,
         dataset=dataset,
         rewards=rewards,
-        policy=policy,
-        sampler=sampler,
+        policy=built.policy,
+        sampler=built.sampler,
+        reload=built.reload,
         source=source,
         collector=collector,
         terms=terms,
@@ -281,26 +255,25 @@ def no_reward(completions: list[str], **columns: Any) -> list[None]:
     return [None] * len(completions)
 
 
-def frozen_reference(parts: Parts) -> TokenScorer:
+def frozen_reference(parts: Parts) -> Scorer:
     """The policy as it is now, for the reference log-probs; a LoRA policy is its own with adapters off."""
     if parts.config.lora.rank:
-        return replace(parts.policy.scorer, without_adapters=True)
+        return _without_adapters(parts)
     model = copy.deepcopy(parts.loaded.model).requires_grad_(False)
-    return replace(parts.policy.scorer, network=Network(model))
+    return parts.policy.scorer.with_model(model)
 
 
-def saved_reference(parts: Parts, folder: Any) -> TokenScorer:
+def saved_reference(parts: Parts, folder: Path) -> Scorer:
     """The reference of a run that is being resumed: the weights that it started from."""
     if parts.config.lora.rank:
-        return replace(parts.policy.scorer, without_adapters=True)
-    loaded = load_model(
-        str(folder), dtype=_dtype_name(parts.policy.network.dtype), device=str(parts.policy.network.device)
-    )
-    return replace(parts.policy.scorer, network=Network(loaded.model.requires_grad_(False)))
+        return _without_adapters(parts)
+    return parts.policy.scorer.with_model(parts.reload(folder).requires_grad_(False))
 
 
-def _dtype_name(dtype: torch.dtype) -> Any:
-    return str(dtype).removeprefix("torch.")
+def _without_adapters(parts: Parts) -> Scorer:
+    scorer = parts.policy.scorer
+    assert isinstance(scorer, TokenScorer)
+    return replace(scorer, without_adapters=True)
 
 
 def export_model(parts: Parts, folder: Any) -> None:
@@ -309,4 +282,5 @@ def export_model(parts: Parts, folder: Any) -> None:
     if parts.config.lora.rank:
         model = copy.deepcopy(model).merge_and_unload()
     model.save_pretrained(folder)
-    parts.loaded.tokenizer.save_pretrained(folder)
+    if parts.loaded.tokenizer is not None:
+        parts.loaded.tokenizer.save_pretrained(folder)

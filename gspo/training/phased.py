@@ -21,6 +21,7 @@ from gspo.config import RunConfig
 from gspo.data import rows_at
 from gspo.phases import Phase, Span, source_of, spans
 from gspo.policies.causal_lm import TokenScorer
+from gspo.policies.trained import Scorer
 from gspo.renderers import Renderer
 from gspo.samplers.streams import stream_keys
 from gspo.settings import phase_config
@@ -60,10 +61,10 @@ class Phased:
     parts: Parts
     given: Given
     folder: RunFolder
-    reference: TokenScorer | None
+    reference: Scorer | None
     """The policy as it was at the start of the run."""
 
-    def enter(self, span: Span, state: TrainState) -> tuple[Parts, TrainState, TokenScorer | None, str]:
+    def enter(self, span: Span, state: TrainState) -> tuple[Parts, TrainState, Scorer | None, str]:
         """Parts, state and reference of a span at `state.step`; and a line to say, empty where there is nothing."""
         if not self.parts.config.phase:
             return self.parts, state, self.reference, ""
@@ -71,8 +72,10 @@ class Phased:
         given = replace(self.given, objective=None) if "objective" in _tables(span.phase) else self.given
         terms = chosen_terms(config, given)
         advantage = self.given.advantage or config.advantage
+        scorer = self.parts.policy.scorer
+        assert isinstance(scorer, TokenScorer)  # the settings refuse phases of other policies
         self.parts.policy.scorer = replace(
-            self.parts.policy.scorer,
+            scorer,
             scoring=config.sampling,
             micro_batch_tokens=config.micro_batch_tokens,
             keeps_groups_whole=any(term.traits.keeps_groups_whole for term in terms),
@@ -106,7 +109,7 @@ class Phased:
         )
         return replace(parts, collector=collector), state, self._phase_reference(parts, span, state), said
 
-    def _phase_reference(self, parts: Parts, span: Span, state: TrainState) -> TokenScorer | None:
+    def _phase_reference(self, parts: Parts, span: Span, state: TrainState) -> Scorer | None:
         if span.phase.reference == "start" or not parts.needs_reference:
             return self.reference
         if state.step > span.start:

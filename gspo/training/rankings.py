@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gspo.collectors.offline import OfflineSource
-from gspo.policies.causal_lm import CausalLM
+from gspo.policies.trained import TrainedPolicy
 from gspo.training.batch import assemble, flatten
 from gspo.types import Group
 
@@ -33,7 +33,9 @@ class RankingResult:
         return {"accuracy": self.accuracy, "margin": self.margin}
 
 
-def evaluate_rankings(source: OfflineSource, rows: Sequence[Any], policy: CausalLM, examples: int = 8) -> RankingResult:
+def evaluate_rankings(
+    source: OfflineSource, rows: Sequence[Any], policy: TrainedPolicy, examples: int = 8
+) -> RankingResult:
     """Scores all completions of the rows; log-probs are sums over tokens, under the run's sampling settings."""
     groups = source.wave(list(enumerate(rows)), 0).groups
     gaps = np.concatenate(
@@ -51,7 +53,7 @@ def evaluate_rankings(source: OfflineSource, rows: Sequence[Any], policy: Causal
     return RankingResult(accuracy=float((gaps > 0).mean()), margin=float(gaps.mean()), examples=shown)
 
 
-def _gaps(groups: Sequence[Group], policy: CausalLM) -> np.ndarray:
+def _gaps(groups: Sequence[Group], policy: TrainedPolicy) -> np.ndarray:
     """[groups] log pi(best) - log pi(worst)."""
     samples = flatten(groups, torch.zeros(sum(len(group.rollouts) for group in groups)), False)
     sums = policy.logprobs(assemble(samples, policy.network.device)).logprobs.double().sum(dim=1).cpu().numpy()

@@ -20,10 +20,9 @@ from gspo.config import RunConfig
 from gspo.data import Row
 from gspo.heap import return_blocks, returns_blocks
 from gspo.models import pick_device, without_progress_bars
-from gspo.policies.causal_lm import CausalLM
 from gspo.policies.master import AdamW
+from gspo.policies.trained import TrainedPolicy
 from gspo.report import build_report
-from gspo.sampling import Sampling
 from gspo.settings import apply_overrides, phase_config, read_recipe, to_table, validate, write_toml
 from gspo.sinks import Console, JsonlSink, Record, Sink, TensorBoardSink, TrackioSink, WandbSink, truncate_after
 from gspo.threads import Threads, choose_threads
@@ -199,8 +198,7 @@ def cold_start(parts: Parts, console: Console, should_stop: Callable[[], bool]) 
         raise ValueError("cold_start.steps is set but the data has no completion column to imitate")
     if parts.config.collector.drafts.number:
         rows = drafted(rows, parts.config.collector.drafts, parts.renderer, parts.config.seed)
-    scorer = replace(parts.policy.scorer, scoring=Sampling())
-    policy = CausalLM(scorer, AdamW(lr=settings.lr, max_grad_norm=1.0))
+    policy = TrainedPolicy(parts.policy.scorer.imitating(), AdamW(lr=settings.lr, max_grad_norm=1.0))
     problems = [parts.dataset.held_out[i] for i in range(min(COLD_START_PROBLEMS, len(parts.dataset.held_out)))]
     console.phase("cold start", settings.steps)
 

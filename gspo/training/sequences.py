@@ -8,6 +8,7 @@ has the whole new prompt as its own. Each completion is in exactly one sequence,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gspo.types import Turn
 
@@ -21,6 +22,8 @@ class Piece:
     mask: tuple[bool, ...]
     logprobs: tuple[float, ...]
     """The sampler's; 0 where the environment spoke."""
+    replay: Any = None
+    """See `Completion`; of a piece of several turns, nothing."""
 
 
 def pieces_of(turns: Sequence[Turn]) -> list[Piece]:
@@ -28,7 +31,15 @@ def pieces_of(turns: Sequence[Turn]) -> list[Piece]:
     if len(turns) == 1:
         completion = turns[0].completion
         mask = (True,) * len(completion.ids)
-        return [Piece(prompt_ids=turns[0].prompt_ids, ids=completion.ids, mask=mask, logprobs=completion.logprobs)]
+        return [
+            Piece(
+                prompt_ids=turns[0].prompt_ids,
+                ids=completion.ids,
+                mask=mask,
+                logprobs=completion.logprobs,
+                replay=completion.replay,
+            )
+        ]
     found: list[Piece] = []
     for turn in turns:
         said = turn.completion

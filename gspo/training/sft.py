@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gspo.policies.causal_lm import CausalLM
 from gspo.policies.master import AdamW
-from gspo.sampling import Sampling
+from gspo.policies.trained import TrainedPolicy
 from gspo.settings import apply_overrides, parse_overrides, validate
 from gspo.sinks import Console
 from gspo.training.parts import build, export_model
@@ -24,7 +23,7 @@ def fine_tune(args: argparse.Namespace, overrides: Sequence[str], plain: bool | 
         rows = parts.dataset.cold_start or [row for row in parts.dataset.train if "completion" in row]
         if not rows:
             raise ValueError("the data has no completion column (or assistant messages) to imitate")
-        policy = CausalLM(replace(parts.policy.scorer, scoring=Sampling()), AdamW(lr=args.lr))
+        policy = TrainedPolicy(parts.policy.scorer.imitating(), AdamW(lr=args.lr))
         console.phase("supervised", args.steps)
 
         def show(step: int, loss: float) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from gspo.data import Row, rows_at
 from gspo.objectives.supervised import Supervised
-from gspo.policies.causal_lm import CausalLM
+from gspo.policies.trained import TrainedPolicy
 from gspo.renderers import Renderer
 from gspo.training.batch import assemble
 from gspo.types import Sample
@@ -30,7 +30,7 @@ def supervised_sample(row: Row, number: int, renderer: Renderer) -> Sample:
 
 
 def train_supervised(
-    policy: CausalLM,
+    policy: TrainedPolicy,
     renderer: Renderer,
     rows: Sequence[Row],
     *,

@@ -1,7 +1,7 @@
 """One rollout batch becomes optimizer updates: old log-probs chosen, weights counted, gradients taken."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 from gspo.functional import explain
 from gspo.objectives.base import Stateful, UnitObjective
 from gspo.policies.base import Policy, StepResult
-from gspo.policies.causal_lm import TokenScorer
-from gspo.training.batch import MiniBatch, with_old_entropy, with_old_logprobs, with_reference
+from gspo.policies.trained import Scorer
+from gspo.training.batch import MiniBatch, with_old_entropy, with_old_logprobs, with_reference, with_replay
 from gspo.types import Explanation, Scores, Step
 
 
@@ -69,7 +69,7 @@ def prepare(
     batches: Sequence[MiniBatch],
     policy: Policy,
     terms: Sequence[UnitObjective],
-    reference: TokenScorer | None,
+    reference: Scorer | None,
     rescore_old: bool,
 ) -> list[MiniBatch]:
     """Old and reference log-probs in place, before the first update moves the weights.
@@ -84,8 +84,9 @@ def prepare(
         rows = live_rows(batch.step, terms)
         if rescore_old and rows and divides:
             old = batch.step.old_logprobs.clone()
-            old[rows] = policy.logprobs(batch.step.rows(rows)).logprobs.to(old.dtype)
-            batch = with_old_logprobs(batch, old)
+            scores = policy.logprobs(batch.step.rows(rows))
+            old[rows] = scores.logprobs.to(old.dtype)
+            batch = with_replay(with_old_logprobs(batch, old), rows, scores.replay)
         if any("old_entropy" in term.traits.needs for term in terms):
             entropy = policy.logprobs(batch.step).entropy  # of every row: quantiles are over the whole step
             batch = with_old_entropy(batch, entropy)
@@ -95,6 +96,19 @@ def prepare(
                 batch = with_old_logprobs(batch, batch.step.reference_logprobs)
         ready.append(batch)
     return ready
+
+
+def drawn_anew(batches: Sequence[MiniBatch], epochs: int, *counters: int) -> list[MiniBatch]:
+    """The mini-batches of every epoch, each with random draws of its own, named by counters.
+
+    For a likelihood that is estimated: old, reference and current log-probs of an update share its draws, so that their
+    ratio compares policies and not draws.
+    """
+    return [
+        replace(batch, step=replace(batch.step, payload=batch.step.payload.with_draw(*counters, epoch, number)))
+        for epoch in range(epochs)
+        for number, batch in enumerate(batches)
+    ]
 
 
 def live_rows(step: Step, terms: Sequence[UnitObjective]) -> list[int]:

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from gspo.functional import _step
-from gspo.policies import Network, TokenPayload
+from gspo.policies import Network, Payload
 
 VOCABULARY = 29
 SHAPE = {
@@ -110,4 +110,4 @@ def step_of(rows, seed: int = 0, dtype: torch.dtype = torch.float64):
         None,
         None,
     )
-    return replace(step, payload=TokenPayload(tuple(p for _, p, _ in rows), tuple(c for _, _, c in rows)))
+    return replace(step, payload=Payload(tuple(p for _, p, _ in rows), tuple(c for _, _, c in rows)))

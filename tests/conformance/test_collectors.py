@@ -12,7 +12,7 @@ from gspo.collectors.offline import OfflineSource
 from gspo.collectors.pairs import PairCollector
 from gspo.envs.config import EnvironmentConfig
 from gspo.models import TinyConfig, tiny_model
-from gspo.policies import CausalLM, Network, TokenScorer
+from gspo.policies import Network, TokenScorer, TrainedPolicy
 from gspo.policies.master import AdamW
 from gspo.renderers import Renderer
 from gspo.rewards import RewardConfig, Rewards
@@ -154,7 +154,7 @@ def test_the_policy_scores_what_was_sampled_as_the_sampler_did(name):
     rows = flatten(found, torch.zeros(sum(len(g.rollouts) for g in found)), False)
     step = assemble(rows, torch.device("cpu"))
     scorer = TokenScorer(network=NETWORK, scoring=SAMPLING, micro_batch_tokens=4096, pad_id=RENDERER.pad_id)
-    scored = CausalLM(scorer, AdamW()).logprobs(step).logprobs
+    scored = TrainedPolicy(scorer, AdamW()).logprobs(step).logprobs
     torch.testing.assert_close(scored[step.mask], step.old_logprobs[step.mask], atol=2e-5, rtol=0)
     assert (step.old_logprobs[~step.mask] == 0).all() and step.mask.any(dim=1).all()
 

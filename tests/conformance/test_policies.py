@@ -10,7 +10,7 @@ from transformers import GptOssConfig, MambaConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 import gspo
-from gspo.policies import CausalLM, Network, TokenScorer
+from gspo.policies import Network, TokenScorer, TrainedPolicy
 from gspo.policies.layouts import cheapest
 from gspo.policies.master import AdamW, MasterWeights
 from gspo.sampling import Sampling, sampling_logits
@@ -70,7 +70,7 @@ def in_float64(net):
 def check_equal(net, layout, budget, step, close):
     """Log-probs and every parameter's gradient, against the model's own full logits row by row."""
     sampling = Sampling(temperature=0.8)
-    policy = CausalLM(scorer(net, layout, scoring=sampling, micro_batch_tokens=budget), AdamW())
+    policy = TrainedPolicy(scorer(net, layout, scoring=sampling, micro_batch_tokens=budget), AdamW())
     weight = WIDE.weights(step, WIDE.counts(step))
     scores = policy.logprobs(step)
     expected = slow_logprobs(net, step, sampling).detach().to(scores.logprobs.dtype)
@@ -146,7 +146,7 @@ def test_activations_computed_again_change_nothing():
             net = network(dtype=torch.float32)
             net.checkpoints_activations = is_on
             step = ragged_step(2, dtype=torch.float32)
-            policy = CausalLM(scorer(net, layout), AdamW())
+            policy = TrainedPolicy(scorer(net, layout), AdamW())
             assert not net.refusal  # asked, and that by a forward pass, before passes are counted
             calls = []
             net.body.layers[0].self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
@@ -178,7 +178,7 @@ def test_a_wrong_layout_is_caught(monkeypatch, way):
 def test_scoring_pass_equals_training_pass_to_the_bit(layout):
     net = network(dtype=torch.float32)
     step = ragged_step(2, dtype=torch.float32)
-    policy = CausalLM(scorer(net, layout, micro_batch_tokens=40), AdamW())
+    policy = TrainedPolicy(scorer(net, layout, micro_batch_tokens=40), AdamW())
     scored = policy.logprobs(step)
     trained = policy.forward_backward(step, [WIDE.weights(step, WIDE.counts(step))], [WIDE])
     assert torch.equal(scored.logprobs, trained.logprobs)
@@ -225,7 +225,7 @@ def test_bf16_trains_float32_masters():
     """Gradients of many micro-batches add up in float32, and updates smaller than bf16's grain are not lost."""
     net = network(dtype=torch.bfloat16)
     step = ragged_step(4, dtype=torch.float32)
-    policy = CausalLM(
+    policy = TrainedPolicy(
         TokenScorer(network=net, scoring=Sampling(), micro_batch_tokens=20), AdamW(lr=1e-6, max_grad_norm=0.0)
     )
     before = {name: m.clone() for name, m in policy.weights.masters.items()}
@@ -245,7 +245,7 @@ def test_gradient_clipping_acts_on_the_whole_step():
     for budget in (10**6, 20):
         net = network(dtype=torch.float32)
         step = ragged_step(5, dtype=torch.float32)
-        policy = CausalLM(TokenScorer(network=net, scoring=Sampling(), micro_batch_tokens=budget), AdamW(lr=1e-3))
+        policy = TrainedPolicy(TokenScorer(network=net, scoring=Sampling(), micro_batch_tokens=budget), AdamW(lr=1e-3))
         policy.forward_backward(step, [WIDE.weights(step, WIDE.counts(step))], [WIDE])
         norms.append(policy.optim_step(1e-3))
     assert norms[0] > 0 and abs(norms[0] / norms[1] - 1) < 1e-4
@@ -259,7 +259,7 @@ def test_a_compiled_forward_gives_the_same_gradients(layout):
     for is_compiled in (False, True):
         net = Network(network(dtype=torch.float32).model, is_compiled=is_compiled)
         step = ragged_step(2, dtype=torch.float32)
-        policy = CausalLM(scorer(net, layout), AdamW())
+        policy = TrainedPolicy(scorer(net, layout), AdamW())
         weight = [WIDE.weights(step, WIDE.counts(step))]
         found.append(gradients(net, lambda p=policy, s=step, w=weight: p.forward_backward(s, w, [WIDE])))
     for name, gradient in found[0].items():

@@ -8,7 +8,7 @@ import torch
 from small_models import VOCABULARY, network
 
 from gspo.functional import _step
-from gspo.policies import TokenPayload, TokenScorer
+from gspo.policies import Payload, TokenScorer
 from gspo.samplers import FakeSampler, InProcess, SampleRequest
 from gspo.samplers.streams import stream_keys, uniforms
 from gspo.sampling import Sampling, draw, sampling_logits
@@ -111,7 +111,7 @@ def test_rescoring_reproduces_the_log_probs(make, family, sampling):
     mask = torch.tensor([[u < len(c.ids) for u in range(width)] for _, c in rows])
     said = torch.tensor([list(c.logprobs) + [0.0] * (width - len(c.ids)) for _, c in rows])
     step = _step(mask, None, said, None, None, None, None, None)
-    step = replace(step, payload=TokenPayload(tuple(p for p, _ in rows), tuple(c.ids for _, c in rows)))
+    step = replace(step, payload=Payload(tuple(p for p, _ in rows), tuple(c.ids for _, c in rows)))
     scored = TokenScorer(network=net, scoring=sampling, micro_batch_tokens=10**6).logprobs(step).logprobs
     torch.testing.assert_close(scored, said, rtol=0, atol=2e-5)
 
@@ -122,7 +122,7 @@ def test_rescoring_at_another_temperature_is_caught():
     (request, *_) = requests(SAMPLINGS[1])
     (completion, *_) = InProcess(net, [STOP], 0).sample([request])[0]
     step = _step(torch.ones(1, len(completion.ids)).bool(), None, None, None, None, None, None, None)
-    step = replace(step, payload=TokenPayload((request.prompt_ids,), (completion.ids,)))
+    step = replace(step, payload=Payload((request.prompt_ids,), (completion.ids,)))
     scored = TokenScorer(network=net, scoring=Sampling(), micro_batch_tokens=99).logprobs(step).logprobs[0]
     assert (scored - torch.tensor(completion.logprobs)).abs().max() > 1e-3
 

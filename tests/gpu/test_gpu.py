@@ -8,7 +8,7 @@ from small_models import network, ragged_step
 from test_policies import WIDE, gradients
 from test_samplers import requests
 
-from gspo.policies import CausalLM, TokenScorer
+from gspo.policies import TokenScorer, TrainedPolicy
 from gspo.policies.layouts import lay_out
 from gspo.policies.master import AdamW
 from gspo.policies.tree_attention import FlexRows
@@ -35,7 +35,9 @@ def test_layouts_equal_padded_rows(layout):
     found = []
     for name in ("padded", layout):
         net = on_device()
-        policy = CausalLM(TokenScorer(network=net, scoring=Sampling(), micro_batch_tokens=10**6, layout=name), AdamW())
+        policy = TrainedPolicy(
+            TokenScorer(network=net, scoring=Sampling(), micro_batch_tokens=10**6, layout=name), AdamW()
+        )
         weight = [WIDE.weights(step, WIDE.counts(step))]
         scored = policy.logprobs(step).logprobs
         found.append((scored, gradients(net, lambda p=policy, w=weight: p.forward_backward(step, w, [WIDE]))))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import gspo
 from gspo.advantages import GroupStd
 from gspo.models import TinyConfig, tiny_model
-from gspo.policies import CausalLM, Network
+from gspo.policies import Network, TrainedPolicy
 from gspo.policies.causal_lm import TokenScorer
 from gspo.policies.master import AdamW
 from gspo.sampling import Sampling
@@ -90,12 +90,12 @@ def test_mini_batches_are_shuffled_by_seed_and_step():
     assert len({tuple(order(seed, step)) for seed in range(2) for step in range(2)}) == 4
 
 
-def policy(seed: int = 0) -> CausalLM:
+def policy(seed: int = 0) -> TrainedPolicy:
     model = tiny_model(TinyConfig(hidden_size=16, layers=1, heads=2, kv_heads=2, intermediate_size=32), seed).model
     # Padded, so that a row's arithmetic does not depend on its neighbours: norms are in float32.
     network = Network(model.double().eval())
     scorer = TokenScorer(network=network, scoring=Sampling(), micro_batch_tokens=20, layout="padded")
-    return CausalLM(scorer, AdamW(max_grad_norm=0.0))
+    return TrainedPolicy(scorer, AdamW(max_grad_norm=0.0))
 
 
 def off_policy(rows) -> MiniBatch:

@@ -8,7 +8,7 @@ from small_models import network, ragged_step
 
 import gspo
 from gspo.functional import as_terms
-from gspo.policies import CausalLM, TokenScorer
+from gspo.policies import TokenScorer, TrainedPolicy
 from gspo.policies.master import AdamW
 from gspo.policies.micro_batches import shared_tokens
 from gspo.sampling import Sampling
@@ -21,7 +21,7 @@ def policy_of(net, budget, layout="padded", keeps=True):
     scorer = TokenScorer(
         network=net, scoring=Sampling(), micro_batch_tokens=budget, layout=layout, keeps_groups_whole=keeps
     )
-    return CausalLM(scorer, AdamW())
+    return TrainedPolicy(scorer, AdamW())
 
 
 def whole_step(seed=1):
