@@ -72,7 +72,7 @@ class Plan:
     runs: Path = Path("runs/tools")
     docs: Path = ROOT / "docs"
     config: RunConfig = WITH_TOOLS
-    seeds: tuple[int, ...] = (1, 2, 3)
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
 
 
 def run_of(plan: Plan, arm: str, seed: int) -> dict[str, Any]:

@@ -1,10 +1,14 @@
 """TL-GRPO (2601.16480) against GRPO on whole trajectories and Optuna's TPE, on op-amp sizing: `make record-turn-forks`.
 
-Both ways of training start from the same weights, which know how a proposal is written and nothing of what a good one
-is, see the same specs, and pay for as many simulations: at each of T turns a group of alternatives behind one history,
-or a group of whole episodes of T turns. Afterwards everybody gets the same number of proposals per set of specs, on
-specs like the training's and on specs beyond their range: the policies, Optuna's TPE, random proposals, and those fixed
-proposals that are best on training specs.
+Both ways of training start from the same weights, see the same specs, and pay for as many simulations: at each of T
+turns a group of alternatives behind one history, or a group of whole episodes of T turns. A model from scratch that
+knows nothing of circuits ends at one proposal for all specs, so the start has seen worked examples: specs, sizings near
+one that meets them with their margins, then that one. What these cost in simulations is in the table.
+
+Afterwards everybody gets the same number of proposals per set of specs, on specs like the training's and on specs
+beyond their range: the policies, Optuna's TPE, random proposals, and those fixed proposals that are best on training
+specs. Two checks of what a policy reads: its proposals by the specs of another row, and its later turns after the
+margins that its proposals have by another row's specs.
 
 Finished runs are skipped, an interrupted one goes on. Writes docs/records/turn-forks.json, docs/images/turn-forks.png
 and the table in docs/results.md.
@@ -12,7 +16,7 @@ and the table in docs/results.md.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,32 +38,34 @@ from experiment import (
 )
 from figures import band, grid, label, save, smooth
 
+from gspo.collectors.episodes import EpisodeSource
 from gspo.config import Checkpoints, ColdStart, CollectorConfig, Evaluation, RunConfig, Schedule
 from gspo.data import DataConfig, Row, load_dataset
 from gspo.envs.config import EnvironmentConfig
 from gspo.envs.loading import load_environment
-from gspo.envs.sizing import Sizing
+from gspo.envs.sizing import Assessment, Counting, ProposalEnv, Sizing
 from gspo.models import TinyConfig
 from gspo.objectives import GRPO, AdaptiveEntropy
 from gspo.policies.master import AdamW
 from gspo.sampling import Sampling
+from gspo.tasks.sizing import sizing_of
 from gspo.training.evaluate import EVALUATION_STEP
-from gspo.training.parts import build
+from gspo.training.parts import Parts, build
 from gspo.training.run import read_summary
-from gspo.types import Rollout
+from gspo.types import Group, Rollout
 
 TURNS = 3
 
 TINY = RunConfig(
     threads=1,
-    steps=80,
+    steps=100,
     prompts_per_step=16,
     group_size=8,
     updates_per_step=4,
     layout="shared_prefix",
     tiny=TinyConfig(hidden_size=64, layers=3, heads=4, kv_heads=4, intermediate_size=192),
     objective=GRPO(clip_low=0.2, clip_high=0.27),
-    # Without it a trial of 60 steps ended at proposing 5555555 first in 187 of 200 episodes, whatever the specs.
+    # Without it a trial whose start knew no circuits ended at proposing 5555555 first in 187 of 200 episodes.
     terms=(AdaptiveEntropy(target=0.9, coef=0.03, delta=0.003, coef_max=0.1),),
     sampling=Sampling(temperature=1.0, max_completion_tokens=8),
     optimizer=AdamW(lr=1e-3),
@@ -67,13 +73,13 @@ TINY = RunConfig(
     data=DataConfig(
         task="sizing/op_amp",
         held_out_prompts=100,
-        options={"format": "digits", "turns": TURNS, "size": 2000},
+        options={"format": "digits", "margins": True, "turns": TURNS, "size": 2000, "examples": 6000},
     ),
     environment=EnvironmentConfig(
-        name="op_amp", options={"format": "digits", "turns": TURNS, "value": "max"}, max_turns=TURNS
+        name="op_amp", options={"format": "digits", "margins": True, "turns": TURNS, "value": "max"}, max_turns=TURNS
     ),
-    # The cold start teaches the writing alone: nothing is solved then, so that its length is the whole of it.
-    cold_start=ColdStart(steps=200, batch=64, lr=2e-3, stop_at=1.0, check_every=1000),
+    # A start that reads its specs a little: a trial's solved 18 in 240 episodes. No check ends it earlier.
+    cold_start=ColdStart(steps=500, batch=64, lr=2e-3, stop_at=1.0, check_every=1000),
     evaluation=Evaluation(every=20, prompts=100, temperature=1.0),
     checkpoints=Checkpoints(every=1000, save_rollouts_every=1000),
     trackers=(),
@@ -85,7 +91,7 @@ NAMES = {
     "random": "random proposals",
     "fixed": "fixed proposals, best on training specs",
     "tpe": "Optuna's TPE",
-    "start": "policy, untrained",
+    "start": "policy, cold start only",
     "trajectories": "policy, GRPO on whole trajectories",
     "turns": "policy, TL-GRPO",
 }
@@ -143,6 +149,25 @@ def start_of(plan: Plan, seed: int) -> tuple[str, dict[str, Any]]:
     return started_model(config_of(plan, seed), plan.runs / f"start-seed{seed}")
 
 
+def example_calls(plan: Plan, seed: int) -> int:
+    """Simulations behind the cold start's worked examples: sizings drawn until one is in range, and feedback."""
+
+    def count() -> dict[str, Any]:
+        data, factory = config_of(plan, seed).data, factory_of(plan)
+        counting = Counting(factory.circuit.simulator)
+        counted = replace(factory.circuit, simulator=counting)
+        examples = sizing_of(counted, data.task, data.options, seed, held_out_prompts=0).cold_start
+        return {"examples": sum(1 for _ in examples), "calls": counting.calls}
+
+    return once(plan.runs / f"start-seed{seed}" / "examples.json", count)["calls"]
+
+
+def factory_of(plan: Plan) -> Sizing:
+    factory = load_environment(plan.tiny.environment)
+    assert isinstance(factory, Sizing)
+    return factory
+
+
 # ---- rewards of proposals, [sets of specs, budget] in the order of asking
 
 
@@ -150,25 +175,54 @@ def of_policy(plan: Plan, model: str, seed: int) -> dict[str, Any]:
     """By kind of specs, what a policy's turns earned: its episodes one after the other, sampled at temperature 1.
 
     `others`: what the same proposals would have earned by the next row's specs: less, if the policy reads its own.
+    `misled`: what turns after the first earned when all feedback was by the next row's specs: less, if it is read.
     """
-    began, found, others = time.perf_counter(), {}, {}
-    factory = load_environment(plan.tiny.environment)
-    assert isinstance(factory, Sizing)
+    began, factory = time.perf_counter(), factory_of(plan)
+    found: dict[str, Any] = {"others": {}, "misled": {}}
     for kind in SPECS:
         parts = build(replace(config_of(plan, seed, kind == "transfer"), model=model), report=lambda text: None)
         source = replace(parts.evaluation_source(1.0), group_size=plan.episodes)
-        groups = source.wave(list(enumerate(parts.dataset.held_out)), EVALUATION_STEP).groups
+        assert isinstance(source, EpisodeSource)
+        rows = list(parts.dataset.held_out)
+        specs = [row["specs"] for row in rows]
+        others = dict(zip(specs, specs[1:] + specs[:1], strict=True))
+        groups = source.wave(list(enumerate(rows)), EVALUATION_STEP).groups
+        found[kind] = rewards_of(plan, groups)
+        by_others = [by_specs(factory, others[group.columns["specs"]], parts, group) for group in groups]
+        found["others"][kind] = float(np.mean(by_others))
+        misled = replace(source, factory=Misled(factory=factory, others=others))
+        later = np.array(rewards_of(plan, misled.wave(list(enumerate(rows)), EVALUATION_STEP).groups))
+        found["misled"][kind] = float(later.reshape(-1, plan.turns)[:, 1:].mean())
         parts.rewards.close()
-        found[kind] = [[reward for r in group.rollouts for reward in earned(plan, r)] for group in groups]
-        specs = [factory.circuit.specs(group.columns["specs"]) for group in groups]
-        said = [
-            (parts.renderer.text(turn.completion.ids), specs[(number + 1) % len(specs)])
-            for number, group in enumerate(groups)
-            for r in group.rollouts
-            for turn in r.turns
-        ]
-        others[kind] = float(np.mean([factory.assess(other, text).reward for text, other in said]))
-    return {**found, "others": others, "seconds": time.perf_counter() - began}
+    return {**found, "seconds": time.perf_counter() - began}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Misled:
+    """The environment with right rewards and wrong feedback: by the specs of another row."""
+
+    factory: Sizing
+    others: Mapping[str, str]
+
+    def __call__(self, row: Row, seed: int) -> ProposalEnv:
+        specs = self.factory.circuit.specs(row["specs"])
+        others = self.factory.circuit.specs(self.others[row["specs"]])
+
+        def assess(text: str) -> Assessment:
+            return replace(self.factory.assess(specs, text), feedback=self.factory.assess(others, text).feedback)
+
+        return ProposalEnv(assess, turns=self.factory.turns, value=self.factory.value)
+
+
+def rewards_of(plan: Plan, groups: Sequence[Group]) -> list[list[float]]:
+    return [[reward for r in group.rollouts for reward in earned(plan, r)] for group in groups]
+
+
+def by_specs(factory: Sizing, specs: str, parts: Parts, group: Group) -> float:
+    """The mean reward of a group's proposals by these specs."""
+    wanted = factory.circuit.specs(specs)
+    said = [parts.renderer.text(turn.completion.ids) for r in group.rollouts for turn in r.turns]
+    return float(np.mean([factory.assess(wanted, text).reward for text in said]))
 
 
 def earned(plan: Plan, rollout: Rollout) -> list[float]:
@@ -180,8 +234,7 @@ def earned(plan: Plan, rollout: Rollout) -> list[float]:
 def of_search(plan: Plan, name: str, seed: int) -> dict[str, Any]:
     """The same for what reads no specs and only hears rewards."""
     began, found = time.perf_counter(), {}
-    factory = load_environment(plan.tiny.environment)
-    assert isinstance(factory, Sizing)
+    factory = factory_of(plan)
     fixed = fixed_proposals(plan, factory, seed) if name == "fixed" else []
     for kind in SPECS:
         rows = load_dataset(config_of(plan, seed, kind == "transfer").data, seed).held_out
@@ -264,6 +317,7 @@ def summed_up(plan: Plan, found: list[dict[str, Any]], is_policy: bool) -> dict[
         out[kind] = {name: over_seeds([one[name] for one in each]) for name in each[0]}
         if is_policy:
             out[kind]["by_other_specs"] = over_seeds([part["others"][kind] for part in found])
+            out[kind]["misled"] = over_seeds([part["misled"][kind] for part in found])
     return out
 
 
@@ -330,24 +384,38 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
 
 def table(record: dict[str, Any]) -> str:
-    """Every way of proposing, at one episode's proposals and at those of all episodes."""
-    heads = ["proposals", ""]
+    """Every way of proposing, at one episode's proposals and at those of all episodes; and what policies read."""
+    heads = ["proposals", "", "simulations beforehand"]
     heads += [f"{what}, {specs}" for specs in SPECS.values() for what in ("best reward", "solved")]
     rows = [heads, ["---"] * len(heads)]
     for many, number in (("few", record["turns"]), ("many", record["budget"])):
         for name, found in record["tested"].items():
             shown = [percent(found[kind][f"{what}_{many}"]) for kind in SPECS for what in ("best", "solved")]
-            rows.append([str(number), NAMES.get(name, name), *shown])
+            rows.append([str(number), NAMES.get(name, name), f"{record['beforehand'][name]['mean']:,.0f}", *shown])
         shown = [points_of(record["difference"][k][f"{w}_{many}"]) for k in SPECS for w in ("best", "solved")]
-        rows.append([str(number), "TL-GRPO less whole trajectories, points", *shown])
-    turns = [f"turn {t + 1}" for t in range(record["turns"])]
-    means = [["mean reward, specs of the training's range", *turns, "the same by other specs"]]
+        rows.append([str(number), "TL-GRPO less whole trajectories, points", "", *shown])
+    turns = {f"turn_{t + 1}": f"turn {t + 1}" for t in range(record["turns"])}
+    checks = {"by_other_specs": "all turns, by another row's specs", "misled": "turns after the first, misled"}
+    means = [["mean reward", "specs", *turns.values(), *checks.values()]]
     means.append(["---"] * len(means[0]))
     for name, found in record["tested"].items():
-        if "by_other_specs" in found["trained"]:
-            keys = (*(f"turn_{t + 1}" for t in range(record["turns"])), "by_other_specs")
-            means.append([NAMES.get(name, name), *(percent(found["trained"][key]) for key in keys)])
+        for kind, specs in SPECS.items():
+            if "misled" in found[kind]:
+                shown = [percent(found[kind][key]) for key in (*turns, *checks)]
+                means.append([NAMES.get(name, name), specs, *shown])
     return "\n\n".join("\n".join(f"| {' | '.join(row)} |" for row in part) for part in (rows, means))
+
+
+def beforehand(plan: Plan, training: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Simulations that a way of proposing had paid for before it saw the specs that it is tested on, over seeds."""
+    examples = [example_calls(plan, seed) for seed in plan.seeds]
+    none = [0] * len(examples)
+    trained = {
+        name: [calls + run["calls"] for calls, run in zip(examples, runs, strict=True)]
+        for name, runs in training.items()
+    }
+    spent = {"random": none, "fixed": [plan.candidates] * len(examples), "tpe": none, "start": examples, **trained}
+    return {name: over_seeds(calls) for name, calls in spent.items()}
 
 
 def main(plan: Plan = Plan()) -> dict[str, Any]:
@@ -371,6 +439,7 @@ def main(plan: Plan = Plan()) -> dict[str, Any]:
         "turns": plan.turns,
         "budget": plan.budget,
         "calls": {name: over_seeds([run["calls"] for run in runs]) for name, runs in training.items()},
+        "beforehand": beforehand(plan, training),
         "tested": found,
         "difference": difference(found["turns"], found["trajectories"]),
         "training": training,

@@ -39,6 +39,8 @@ CODES = 100
 """Levels of a metric in the digits format: two digits."""
 UNKNOWN = "**"
 """In place of a metric's digits: no spec, or no measurement."""
+MARGINS = (-0.5, -0.2, -0.1, -0.03, 0.0, 0.03, 0.1, 0.2, 0.5)
+"""Bounds of a margin's digit: 0 misses the target by more than half of it, 5 and more meet it."""
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
@@ -155,10 +157,14 @@ class Spec:
     def is_met(self, value: float) -> bool:
         return value >= self.target if self.metric.direction == ">=" else value <= self.target
 
+    def margin(self, value: float) -> float:
+        """How far beyond the target, relative to it; negative where the spec is missed."""
+        ahead = value - self.target if self.metric.direction == ">=" else self.target - value
+        return ahead / abs(self.target)
+
     def part(self, value: float) -> float:
         """(1), in 0..1; 1 where the spec is met."""
-        shortfall = self.target - value if self.metric.direction == ">=" else value - self.target
-        return min(max(1.0 - shortfall / abs(self.target), 0.0), 1.0)
+        return min(max(1.0 + self.margin(value), 0.0), 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,6 +307,12 @@ def feedback_of(circuit: Circuit, specs: Sequence[Spec], metrics: dict[str, floa
     return f"{numbers}; " + (f"missed: {' '.join(missed)}" if missed else "all specs met")
 
 
+def margins_of(circuit: Circuit, specs: Sequence[Spec], metrics: dict[str, float]) -> str:
+    """The digits format's short feedback: "-", one digit of MARGINS per metric, "*" for one not asked for, and "="."""
+    digits = {spec.metric.name: bisect_right(MARGINS, spec.margin(metrics[spec.metric.name])) for spec in specs}
+    return "-" + "".join(str(digits.get(metric.name, UNKNOWN[0])) for metric in circuit.metrics) + "="
+
+
 # ---- the environment
 
 
@@ -399,9 +411,13 @@ class Sizing:
     value: Value = "max"
     weights: Mapping[str, float] = field(default_factory=dict)
     """By metric, the weight of its spec in the reward; 1 for what is not named."""
+    margins: bool = False
+    """In the digits format, answer with one digit per spec: how far it is missed or met ("-94566=")."""
 
     def __post_init__(self) -> None:
         check_episode(self.turns, self.format, self.value)
+        if self.margins and self.format != "digits":
+            raise ValueError('margins are digits: set format = "digits", or leave margins off')
         names = [metric.name for metric in self.circuit.metrics]
         for name, weight in self.weights.items():
             if name not in names or not 0 < weight < math.inf:
@@ -429,12 +445,18 @@ class Sizing:
         parts = [spec.part(metrics[spec.metric.name]) for spec in specs]
         return Assessment(
             reward=sum(w * part for w, part in zip(weights, parts, strict=True)) / sum(weights),  # (1)
-            feedback=feedback_of(self.circuit, specs, metrics, self.format),
+            feedback=self._feedback(specs, metrics),
             is_solved=all(spec.is_met(metrics[spec.metric.name]) for spec in specs),
         )
 
+    def _feedback(self, specs: Sequence[Spec], metrics: dict[str, float]) -> str:
+        if self.margins:
+            return margins_of(self.circuit, specs, metrics)
+        return feedback_of(self.circuit, specs, metrics, self.format)
+
     def _failed(self, why: str) -> Assessment:
-        codes = "-" + UNKNOWN * len(self.circuit.metrics) + "="
+        unknown = UNKNOWN[0] if self.margins else UNKNOWN
+        codes = "-" + unknown * len(self.circuit.metrics) + "="
         return Assessment(reward=0.0, feedback=codes if self.format == "digits" else why, is_failed=True)
 
 

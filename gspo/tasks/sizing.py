@@ -1,11 +1,14 @@
 """Rows for the optimisation environments: circuits (gspo/envs/sizing.py) and black boxes (gspo/envs/black_box.py).
 
 The environment gives the rewards, turn by turn, so these datasets name none. Their cold start teaches how a proposal is
-written at every turn, and nothing of what a good one is: completions, and what was tried before, are random.
+written at every turn, and nothing of what a good one is: completions, and what was tried before, are random. A
+circuit's may show worked examples in their place (option `examples`): specs, sizings near one that meets them with
+their feedback, and then that one. They stand for what a pretrained model knows of circuits.
 """
 
 import difflib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, get_args
 
@@ -14,13 +17,15 @@ import numpy as np
 from gspo.envs.black_box import BlackBox, draw_optimum, function_of
 from gspo.envs.black_box import prompt_of as black_box_prompt
 from gspo.envs.circuits import CIRCUITS, rc_ladder
-from gspo.envs.sizing import Assessment, Format, Parameter, Sizing, SpecDraws, written
+from gspo.envs.sizing import Assessment, Circuit, Format, Levels, Parameter, Sizing, SpecDraws, written
 from gspo.envs.sizing import prompt_of as sizing_prompt
 from gspo.renderers import Prompt
 from gspo.tasks.base import SPLIT_SEED, Dataset, Row, Rows, option, refuse_unknown
 
 COMMON = ("format", "size", "turns", "end")
 """Options of all tasks here."""
+NEAR = 2
+"""Most levels by which a worked example's tried sizings differ from its witness, in each parameter."""
 
 
 def sizing(name: str, options: dict[str, Any], seed: int, held_out_prompts: int) -> Dataset:
@@ -29,28 +34,47 @@ def sizing(name: str, options: dict[str, Any], seed: int, held_out_prompts: int)
     Options: `format` ("digits" or "text"), `size` (rows to train on, default 2000), `transfer` (hold out specs beyond
     the training's range, the default; else others of the same range), `tries` (random sizings of which none meets a
     set of specs, default 1000), `stages` of the ladder (default 3); and for the cold start `turns` (proposals per
-    episode, default 5) and `end` (what ends the policy's turns in a text conversation, default "<eos>"). Training specs
-    are drawn with the run's seed, held-out ones with a fixed seed.
+    episode, default 5), `end` (what ends the policy's turns in a text conversation, default "<eos>"), `margins` (as
+    the environment's) and `examples` (number of worked ones, on specs of the training's range that are no training
+    rows; default 0: random proposals). Training specs are drawn with the run's seed, held-out ones with a fixed seed.
     """
     circuit_name = name.partition("/")[2]
     if circuit_name not in CIRCUITS:
         near = difflib.get_close_matches(circuit_name, CIRCUITS, n=1) or list(CIRCUITS)
         raise ValueError(f"no circuit {circuit_name!r}; did you mean {' or '.join(f'sizing/{n}' for n in near)}?")
-    own = ("transfer", "tries", "stages") if circuit_name == "rc_ladder" else ("transfer", "tries")
+    own = ("transfer", "tries", "margins", "examples", *(("stages",) if circuit_name == "rc_ladder" else ()))
     refuse_unknown(name, options, (*COMMON, *own))
-    format, size, turns, end = _common(options)
-    transfer = option(options, "transfer", True)
     circuit = rc_ladder(option(options, "stages", 3)) if circuit_name == "rc_ladder" else CIRCUITS[circuit_name]()
-    draw = SpecDraws(circuit=circuit, tries=option(options, "tries", 1000))
-    factory = Sizing(circuit=circuit, format=format, turns=turns)
+    return sizing_of(circuit, name, options, seed, held_out_prompts)
 
-    def row(draw_seed: int, index: int, is_held_out: bool) -> Row:
+
+def sizing_of(circuit: Circuit, name: str, options: dict[str, Any], seed: int, held_out_prompts: int) -> Dataset:
+    """The same for a circuit at hand, with a simulator of yours or one that counts."""
+    format, size, turns, end = _common(options)
+    transfer, examples = option(options, "transfer", True), option(options, "examples", 0)
+    if examples < 0:
+        raise ValueError(f"task option examples = {examples} must be at least 0")
+    draw = SpecDraws(circuit=circuit, tries=option(options, "tries", 1000))
+    factory = Sizing(circuit=circuit, format=format, turns=turns, margins=option(options, "margins", False))
+
+    def drawn(draw: SpecDraws, draw_seed: int, index: int, is_held_out: bool) -> tuple[Row, Levels]:
         specs, levels = draw(seed=draw_seed, index=index, is_held_out=is_held_out)
         witness = written(circuit.parameters, levels, format)
-        return {"prompt": sizing_prompt(circuit, specs, format), "specs": specs, "witness": witness}
+        return {"prompt": sizing_prompt(circuit, specs, format), "specs": specs, "witness": witness}, levels
+
+    def row(draw_seed: int, index: int, is_held_out: bool) -> Row:
+        return drawn(draw, draw_seed, index, is_held_out)[0]
 
     def assess(text: str, row: Row) -> Assessment:
         return factory.assess(circuit.specs(row["specs"]), text)
+
+    def worked(i: int) -> Row:
+        # Behind the rows to train on, and without the sieve, which would cost several times the simulations.
+        row, levels = drawn(replace(draw, tries=0), _run_seed(seed), size + i, False)
+        moves = np.floor(_uniform(i, (i % turns, len(levels))) * (2 * NEAR + 1)).astype(int) - NEAR
+        tried = np.clip(levels + moves, 0, [p.levels - 1 for p in circuit.parameters]).tolist()
+        texts = [written(circuit.parameters, one, format) for one in tried]
+        return {**row, "prompt": _after(row, texts, end, assess), "completion": row["witness"]}
 
     # Without transfer a seed of its own keeps held-out draws apart from every run's.
     train = _drawn(size, lambda i: row(_run_seed(seed), i, False))
@@ -66,7 +90,9 @@ def sizing(name: str, options: dict[str, Any], seed: int, held_out_prompts: int)
             f"task {name}: {size:,} sets of specs drawn with seed {seed} to train on, {held_out_prompts:,} drawn with "
             f"seed {SPLIT_SEED} {kind} held out and evaluated; each set is met by some sizing"
         ),
-        cold_start=_cold_start(train, circuit.parameters, format, turns, end, assess),
+        cold_start=_drawn(examples, worked)
+        if examples
+        else _cold_start(train, circuit.parameters, format, turns, end, assess),
     )
 
 
@@ -137,21 +163,31 @@ def _cold_start(
     """One row per train row: after 0 to turns - 1 random proposals and their feedback, one more random proposal."""
 
     def random_proposals(i: int) -> list[str]:
-        generator = np.random.Philox(key=np.array([SPLIT_SEED, i], dtype=np.uint64))
-        drawn = generator.random_raw((1 + i % turns) * len(parameters)) * 2.0**-64
-        levels = (drawn.reshape(-1, len(parameters)) * [p.levels for p in parameters]).astype(int)
+        drawn = _uniform(i, (1 + i % turns, len(parameters)))
+        levels = (drawn * [p.levels for p in parameters]).astype(int)
         return [written(parameters, proposal, format) for proposal in levels.tolist()]
 
     def make(i: int) -> Row:
         row, (*tried, completion) = train[i], random_proposals(i)
-        prompt: Prompt = row["prompt"]
-        for text in tried:
-            feedback = assess(text, row).feedback
-            if isinstance(prompt, str):
-                prompt = prompt + text + end + feedback
-            else:
-                turn = [{"role": "assistant", "content": text}, {"role": "user", "content": feedback}]
-                prompt = [*prompt, *turn]
-        return {**row, "prompt": prompt, "completion": completion}
+        return {**row, "prompt": _after(row, tried, end, assess), "completion": completion}
 
     return Rows(range(len(train)), make)
+
+
+def _uniform(i: int, shape: tuple[int, int]) -> np.ndarray:
+    """Numbers in 0..1, a function of i."""
+    generator = np.random.Philox(key=np.array([SPLIT_SEED, i], dtype=np.uint64))
+    return generator.random_raw(shape[0] * shape[1]).reshape(shape) * 2.0**-64
+
+
+def _after(row: Row, tried: Sequence[str], end: str, assess: Callable[[str, Row], Assessment]) -> Prompt:
+    """The row's prompt, then proposals and their feedback."""
+    prompt: Prompt = row["prompt"]
+    for text in tried:
+        feedback = assess(text, row).feedback
+        if isinstance(prompt, str):
+            prompt = prompt + text + end + feedback
+        else:
+            turn = [{"role": "assistant", "content": text}, {"role": "user", "content": feedback}]
+            prompt = [*prompt, *turn]
+    return prompt

@@ -246,6 +246,21 @@ def test_digits_fit_the_tiny_model():
     assert len(character_tokenizer(TinyConfig().alphabet)(text)["input_ids"]) == len(text) - 5 * 4 == 111
 
 
+def test_margins_are_a_digit_per_spec():
+    """Against ROW: gain a sixth short, gbw 8 % beyond, pm as asked, pw more than twice, sr four times its target."""
+    circuit = replace(OP_AMP, simulator=lambda p: {"gain": 58.3, "gbw": 5.4, "pm": 60, "pw": 2, "sr": 20})
+    factory = Sizing(circuit=circuit, format="digits", margins=True, turns=2)
+    said = play(factory(ROW, 0), "4455445", "no")
+    assert [s.content for s in said] == ["-26509=", "-*****="]
+    assert play(factory({"specs": "gbw>=5 pw<=2"}, 0), "4455445")[0].content == "-*6*5*="
+
+
+@given(st.sampled_from([*OP_AMP.metrics, *LADDER.metrics]), st.integers(1, 98), st.floats(-200, 1e4))
+def test_a_margin_is_negative_where_the_spec_is_missed(metric, level, value):
+    spec = Spec(metric=metric, target=metric.grid[level])
+    assert (spec.margin(value) >= 0) == spec.is_met(value)
+
+
 def test_part_of_the_metrics_may_be_asked_for():
     assert prompt_of(OP_AMP, "pw<=0.8 gain>=70", "digits") == "70****44**="
     said = play(Sizing(circuit=OP_AMP)({"specs": "pw<=5 gain>=50"}, 0), "w1=10 w3=10 w6=100 l=1 i5=20 i7=100 cc=2")
@@ -276,6 +291,7 @@ def test_wrong_specs_say_what_to_write(specs, message):
         (lambda: Sizing(circuit=OP_AMP, value="mean"), "max, sum, last"),
         (lambda: Sizing(circuit=OP_AMP, weights={"gane": 1.0}), "gain, gbw"),
         (lambda: Sizing(circuit=OP_AMP, weights={"gain": 0.0}), "positive weight"),
+        (lambda: Sizing(circuit=OP_AMP, margins=True), "margins are digits"),
         (lambda: Sizing(circuit=OP_AMP)({"prompt": "x"}, 0), "column 'specs'"),
         (lambda: Parameter(name="r", low=0, high=1), "positive ones on a log scale"),
         (lambda: Parameter(name="r", low=1, high=2, levels=1), "2 to 100"),
@@ -436,6 +452,32 @@ def test_cold_start_shows_every_turn_and_random_proposals(format):
     assert len({row["completion"] for row in data.cold_start}) > 50
 
 
+@pytest.mark.parametrize("format", ["digits", "text"])
+def test_worked_examples_end_in_a_sizing_that_meets_their_specs(format):
+    """Behind sizings near it, in the order of the turns; on specs that are no training rows."""
+    options = {"size": 20, "format": format, "turns": 3, "margins": format == "digits", "examples": 30}
+    data = sizing("sizing/op_amp", options, 0, 1)
+    factory = Sizing(circuit=OP_AMP, format=format, margins=format == "digits")
+    assert len(data.cold_start) == 30 and list(data.cold_start) == list(
+        sizing("sizing/op_amp", options, 0, 1).cold_start
+    )
+    assert not {row["specs"] for row in data.cold_start} & {row["specs"] for row in data.train}
+    for i, row in enumerate(data.cold_start):
+        assert data.is_correct(row["completion"], row)
+        if format == "text":
+            tried = [message["content"] for message in row["prompt"] if message["role"] == "assistant"]
+            heard = [message["content"] for message in row["prompt"][2::2]]
+        else:
+            turns = row["prompt"].split("<eos>")
+            tried, heard = [turn[-7:] for turn in turns[:-1]], turns[1:]
+        assert len(tried) == i % 3
+        specs = OP_AMP.specs(row["specs"])
+        for text, feedback in zip(tried, heard, strict=True):
+            assert feedback.startswith(factory.assess(specs, text).feedback)
+            if format == "digits":
+                assert max(abs(int(a) - int(b)) for a, b in zip(text, row["completion"], strict=True)) <= 2
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -443,6 +485,7 @@ def test_cold_start_shows_every_turn_and_random_proposals(format):
         ("sizing/op_amp", {"stages": 2}, "has no option 'stages'"),
         ("sizing/op_amp", {"format": "json"}, "text, digits"),
         ("sizing/op_amp", {"size": 0}, "must be at least 1"),
+        ("sizing/op_amp", {"examples": -1}, "must be at least 0"),
         ("sizing/rc_ladder", {"stages": 12}, "1 to 9"),
     ],
 )

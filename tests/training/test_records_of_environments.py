@@ -9,6 +9,7 @@ import pytest
 from test_benchmarks_run import assert_pictures, made_at, numbers, page_with_places, script  # noqa: F401
 
 from gspo.config import Checkpoints, ColdStart, Evaluation
+from gspo.envs import Action
 from gspo.envs.circuits import op_amp
 from gspo.envs.sizing import Counting, Sizing
 from gspo.models import TinyConfig
@@ -83,7 +84,7 @@ def small_turns(module, folder, **more):
     # A random model writes no proposal that can be read, so the environment alone would give it nothing to learn.
     short = (RewardConfig(name="length", options={"target_tokens": 2}),)
     tiny = replace(module.TINY, **SMALL, rewards=short, data=replace(module.TINY.data, held_out_prompts=4))
-    options = {**tiny.data.options, "size": 16, "tries": 50}
+    options = {**tiny.data.options, "size": 16, "tries": 50, "examples": 24}
     return module.Plan(
         runs=folder / "runs",
         docs=folder / "docs",
@@ -104,12 +105,16 @@ def test_turns_against_trajectories_and_search(script, tmp_path):  # noqa: F811
     assert_pictures(plan.docs / "images", ("turn-forks.png",))
     written = json.loads((plan.docs / "records" / "turn-forks.json").read_text())
     assert all(math.isfinite(n) for n in numbers(written)) and len(numbers(written)) > 100
-    assert page.read_text().count("\n| ") == 2 + 2 * (len(module.NAMES) + 1) + 2 + 3
+    assert page.read_text().count("\n| ") == 2 + 2 * (len(module.NAMES) + 1) + 2 + 3 * len(module.SPECS)
     assert written["tested"].keys() == module.NAMES.keys()
     # At most T x G per task in both ways: what is cut before its end ends an episode.
     per_run = plan.tiny.steps * plan.tiny.prompts_per_step * plan.turns * plan.tiny.group_size
+    spent = {name: calls["mean"] for name, calls in written["beforehand"].items()}
     for name, calls in written["calls"].items():
         assert 0 < calls["mean"] <= per_run, name
+        assert spent[name] == pytest.approx(spent["start"] + calls["mean"], rel=1e-4)
+    # 24 examples: a witness each, and a turn of feedback each on the mean of 0, 1 and 2.
+    assert spent["start"] >= 24 + 24 and spent["tpe"] == spent["random"] == 0 and spent["fixed"] == plan.candidates
     for name in module.NAMES:
         for seed in plan.seeds:
             for kind in module.SPECS:
@@ -120,10 +125,22 @@ def test_turns_against_trajectories_and_search(script, tmp_path):  # noqa: F811
             assert 0 <= part["best_few"]["mean"] <= part["best_many"]["mean"] <= 1
             assert part["turn_1"]["mean"] <= part["best_few"]["mean"]
             assert 0 <= part.get("by_other_specs", part["turn_1"])["mean"] <= 1
+            assert 0 <= part.get("misled", part["turn_1"])["mean"] <= 1
 
     before = made_at(plan.runs)
     assert module.main(plan)["tested"] == record["tested"]
     assert made_at(plan.runs) == before and len(before) > 8
+
+
+def test_a_misled_policy_hears_of_other_specs_and_is_paid_by_its_own(script):  # noqa: F811
+    pytest.importorskip("optuna")
+    module = script("turn_forks")
+    own, other = "gain>=70 gbw>=5 pm>=60 pw<=0.8 sr>=5", "gain>=90 gbw>=1 pm>=80 pw<=0.1 sr>=50"
+    factory = Sizing(circuit=op_amp(), turns=2, format="digits", margins=True)
+    said = module.Misled(factory=factory, others={own: other})({"specs": own}, 0).step(Action(text="4455445"))
+    right, wrong = (factory.assess(factory.circuit.specs(specs), "4455445") for specs in (own, other))
+    assert said.reward == right.reward != wrong.reward
+    assert said.content == wrong.feedback != right.feedback
 
 
 @pytest.mark.parametrize("arm", ["turns", "trajectories"])
@@ -133,7 +150,8 @@ def test_simulator_calls_are_turns_times_group_for_each_task(script, tmp_path, a
     module = script("turn_forks")
     plan = small_turns(module, tmp_path)
     counting = Counting(op_amp().simulator)
-    factory = Sizing(circuit=replace(op_amp(), simulator=counting), turns=plan.turns, format="digits", value="max")
+    options = {**plan.tiny.environment.options, "turns": plan.turns}
+    factory = Sizing(circuit=replace(op_amp(), simulator=counting), **options)
     config = replace(module.config_of(plan, 1), collector=plan.arms[arm])
     parts = build(config, Given(environment=factory), report=lambda text: None)
     renderer = parts.renderer
