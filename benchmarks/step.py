@@ -99,6 +99,15 @@ class Side:
     completion_tokens: list[int] = field(default_factory=list)
     phases: list[dict[str, float]] = field(default_factory=list)
 
+    def last(self) -> dict[str, Any]:
+        """The newest step's entries."""
+        return {name: values[-1] for name, values in vars(self).items()}
+
+    def add(self, entries: dict[str, Any]) -> None:
+        """A step measured in an earlier call."""
+        for name, value in entries.items():
+            getattr(self, name).append(value)
+
     def summary(self) -> dict[str, Any]:
         tokens = statistics.mean(self.completion_tokens)
         median = statistics.median(self.seconds)
@@ -111,6 +120,22 @@ class Side:
             "tokens_per_second": tokens / median,
             "phases": {n: statistics.median(phase.get(n, 0.0) for phase in self.phases) for n in names},
         }
+
+
+class Kept:
+    """Measured steps of all sides in a file, so that the calls of a long case add up; without one, nowhere."""
+
+    def __init__(self, path: Path | None, sides: list[Side]) -> None:
+        self.path, self.sides = path, sides
+        for line in path.read_text().splitlines() if path and path.is_file() else ():
+            for side, entries in zip(sides, json.loads(line), strict=True):
+                side.add(entries)
+
+    def add(self) -> None:
+        """The newest step of every side."""
+        if self.path:
+            with self.path.open("a") as file:
+                file.write(json.dumps([side.last() for side in self.sides]) + "\n")
 
 
 def settings(arguments: argparse.Namespace, **changes: Any) -> RunConfig:
@@ -211,12 +236,16 @@ class Ours:
 
 
 def train_theirs(arguments: argparse.Namespace, weights: Path, ours: list[Ours]) -> Side:
-    """TRL trains `steps` + 1 steps; after each of them every gspo side takes a turn."""
+    """TRL trains `steps` + 1 steps; after each of them every gspo side takes a turn.
+
+    Steps that an earlier call measured and kept (`--pairs`) come first.
+    """
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     side, total, case = Side(), arguments.steps + 1, CASES[arguments.case]
+    kept = Kept(arguments.pairs, [side, *(one.side for one in ours)])
     parts = ours[0].parts
     rows = [row for _, row in parts.source.next_rows(0, case.prompts * total)]
     lengths: list[int] = []
@@ -248,6 +277,7 @@ def train_theirs(arguments: argparse.Namespace, weights: Path, ours: list[Ours])
             if is_measured:
                 turns = ", ".join(f"{one.side.seconds[-1]:.2f}" for one in ours)
                 print(f"step {len(side.seconds)}: TRL {seconds:.2f} s, gspo {turns} s", flush=True)
+                kept.add()
             self.begin()
 
     config = GRPOConfig(
@@ -334,6 +364,7 @@ def main() -> None:
     parser.add_argument("--start", choices=("untrained", "cold"), default="untrained")
     parser.add_argument("--reward", choices=tuple(REWARDS), default="spread")
     parser.add_argument("--case", choices=tuple(CASES), default="tiny")
+    parser.add_argument("--pairs", type=Path, help="file that keeps measured steps: calls add up")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     case = CASES[arguments.case]
@@ -367,7 +398,7 @@ def main() -> None:
         },
         "settings": {
             "case": arguments.case, "updates": UPDATES, "lr": LR, **vars(case),
-            "steps": arguments.steps, "start": arguments.start, "reward": arguments.reward,
+            "steps": len(trl.seconds), "start": arguments.start, "reward": arguments.reward,
             "layout": ours[0].parts.config.layout, "machine": platform.machine(),
         },
     }  # fmt: skip
