@@ -101,7 +101,7 @@ class Side:
 
     def last(self) -> dict[str, Any]:
         """The newest step's entries."""
-        return {name: values[-1] for name, values in vars(self).items()}
+        return {name: values[-1] for name, values in vars(self).items() if values}
 
     def add(self, entries: dict[str, Any]) -> None:
         """A step measured in an earlier call."""
