@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # One thread for tests and tiny models: with another busy process two OpenMP threads can be 10-30 times slower.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: train test check-slow check-environments lint bench-step bench-step-smollm2 bench-memory bench-sampler bench-prefix bench-gpu record-smollm2 record-two-words reproduce-gspo record-objectives record-drafts record-turn-forks record-veripo record-tools docs-check clean
+.PHONY: train test check-slow check-environments lint bench-step bench-step-smollm2 bench-memory bench-sampler bench-prefix bench-gpu record-smollm2 record-two-words reproduce-gspo record-objectives record-drafts record-turn-forks record-veripo record-tools record-espo record-representation record-images record-moe docs-check clean
 
 train: .make/run
 	$(BIN)/gspo train $(ARGS)
@@ -46,6 +46,19 @@ record-veripo: .make/dev
 
 record-tools: .make/dev
 	$(TEST_ENV) $(BIN)/python benchmarks/tools.py
+
+# Policies of other kinds; about half an hour of one core each.
+record-espo: .make/dev
+	$(TEST_ENV) $(BIN)/python benchmarks/espo.py
+
+record-representation: .make/dev
+	$(TEST_ENV) $(BIN)/python benchmarks/representation.py
+
+record-images: .make/dev
+	$(TEST_ENV) $(BIN)/python benchmarks/images.py
+
+record-moe: .make/dev
+	$(TEST_ENV) $(BIN)/python benchmarks/moe.py
 
 # TRL lives in an environment of its own: nothing of gspo needs it.
 bench-step: .make/trl

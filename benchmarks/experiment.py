@@ -20,7 +20,7 @@ from gspo.sampling import Sampling
 from gspo.settings import read_recipe, validate
 from gspo.sinks import Console
 from gspo.training.evaluate import evaluate
-from gspo.training.parts import build, export_model
+from gspo.training.parts import Given, build, export_model
 from gspo.training.run import cold_start, read_summary, resume, start, stop_on_signals
 from gspo.training.state import checkpoints
 
@@ -91,7 +91,7 @@ def started_model(config: RunConfig, folder: Path) -> tuple[str, dict[str, Any]]
     return str(folder / "model"), facts
 
 
-def finished_run(config: RunConfig, keep_checkpoints: bool = False) -> Path:
+def finished_run(config: RunConfig, keep_checkpoints: bool = False, given: Given = Given()) -> Path:
     """The folder of the finished run of `config`: as it is, gone on with where it was interrupted, or run now."""
     folder = Path(config.folder)
     if (folder / "config.toml").is_file() and validate(read_recipe(folder / "config.toml")) != config:
@@ -99,10 +99,10 @@ def finished_run(config: RunConfig, keep_checkpoints: bool = False) -> Path:
     if (folder / "summary.json").is_file() and read_summary(folder)["finished"]:
         return folder
     if checkpoints(folder / "checkpoints"):
-        run = resume(folder, plain=True)
+        run = resume(folder, given=given, plain=True)
     else:  # nothing to go on with: it ended before its first checkpoint, or never began
         shutil.rmtree(folder, ignore_errors=True)
-        run = start(config, console=quiet(config.name, config.steps))
+        run = start(config, given, console=quiet(config.name, config.steps))
     if not run.is_finished:
         raise SystemExit(f"stopped in {folder}; the same command goes on")
     if not keep_checkpoints:

@@ -254,7 +254,12 @@ class RunConfig:
 
     def _check_policy(self) -> None:
         kind = self.policy.name
-        if kind == "causal_lm":
+        if isinstance(self.policy, CausalLMConfig):
+            if self.policy.routing == "R2" and self.old_logprobs == "sampler":
+                raise ValueError(
+                    'policy.routing = "R2" repeats the experts of the pass that makes old log-probs, and '
+                    'old_logprobs = "sampler" makes none; use "policy", or routing = "R3"'
+                )
             return
         what = {
             "environment": self.environment.is_set,

@@ -205,6 +205,27 @@ class TopEntropy:
         return _made(((entropy.double() >= threshold) & step.mask).to(entropy.dtype), step)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OldProbability:
+    """Where units are whole sets of classes: C pi_old(y_it), with C classes in a set.
+
+    Under the mean over a set it makes the objective sum_i pi_old(i) ratio_i A_i, whose gradient at ratio 1 is the
+    policy gradient; without it every class weighs 1/C. Not for sampled completions, which come with that probability
+    already: `policy.weighting = "pi_old"` of a representation policy sets it.
+    """
+
+    name: Literal["old_probability"] = "old_probability"
+
+    needs: ClassVar[tuple[Need, ...]] = ("old",)
+    when: ClassVar[Literal["stored", "current"]] = "stored"
+
+    def __call__(self, step: Step, scores: Scores | None = None) -> Correction:
+        probability = step.old_logprobs.exp().masked_fill(~step.mask, 0.0)
+        # The probabilities of a set add up to 1: those of a row to its number of sets.
+        classes = step.mask.sum(dim=1) / probability.sum(dim=1).clamp(min=torch.finfo(probability.dtype).tiny)
+        return _made(probability * classes[:, None], step)
+
+
 def _product(step: Step) -> Float[Tensor, "B 1"]:
     return bounded(mismatch_log_ratio(step).sum(dim=1, keepdim=True)).exp()
 
@@ -225,6 +246,7 @@ __all__ = [
     "Correction",
     "GeometricBand",
     "IcePop",
+    "OldProbability",
     "Reweighting",
     "SequenceMask",
     "SequenceTIS",

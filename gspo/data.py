@@ -28,7 +28,7 @@ class DataConfig:
     """The prompts of a run: a built-in task, or a path."""
 
     task: str = ""
-    """Built-in task: addition, two_words, few_words, reasoning_gym/<dataset>; empty without a path: addition."""
+    """Built-in task: addition, two_words, digits, ..., reasoning_gym/<dataset>; empty without a path: addition."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the task, such as digits of addition, or size, min_terms and instruction of a reasoning-gym one."""
     path: str = ""

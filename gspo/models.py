@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen3Config
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3MoeConfig
 
 TINY = "tiny"
 SMOLLM2 = "smollm2-135m-instruct"
@@ -35,6 +35,10 @@ class TinyConfig:
     """Key-value heads."""
     intermediate_size: int = 384
     """Width of the gated feed-forward layer."""
+    experts: int = 0
+    """Experts of each block's feed-forward layer (a Qwen3-MoE); 0: one dense layer."""
+    experts_per_token: int = 2
+    """Experts that a token goes to, each of `intermediate_size` / `experts_per_token`: a dense layer's work."""
     alphabet: str = "0123456789+-*= "
     """Characters of its tokenizer."""
 
@@ -46,6 +50,11 @@ class TinyConfig:
             raise ValueError(
                 f"tiny.heads = {self.heads} must be a multiple of tiny.kv_heads = {self.kv_heads}, and hidden_size = "
                 f"{self.hidden_size} a multiple of twice the heads"
+            )
+        if self.experts and not 1 <= self.experts_per_token <= self.experts:
+            raise ValueError(
+                f"tiny.experts_per_token is {self.experts_per_token}; it must lie between 1 and experts = "
+                f"{self.experts}"
             )
 
 
@@ -67,6 +76,13 @@ class Loaded:
     tokenizer: Any
     source: str
     """What was loaded from where, for the report."""
+    processor: Any = None
+    """Of a model that reads images."""
+
+
+def words_of(reader: Any) -> tuple[Any, Any]:
+    """(tokenizer, processor) of a tokenizer, or of a processor that holds one."""
+    return (reader.tokenizer, reader) if hasattr(reader, "image_processor") else (reader, None)
 
 
 def pick_device(device: str) -> torch.device:
@@ -96,11 +112,20 @@ def character_tokenizer(alphabet: str) -> "PreTrainedTokenizerFast":
     )
 
 
-def tiny_shape(config: TinyConfig, tokenizer: "PreTrainedTokenizerFast") -> "Qwen3Config":
+def tiny_shape(config: TinyConfig, tokenizer: "PreTrainedTokenizerFast") -> "Qwen3Config | Qwen3MoeConfig":
     """The embedded model's transformers configuration."""
-    from transformers import Qwen3Config
+    from transformers import Qwen3Config, Qwen3MoeConfig
 
-    return Qwen3Config(
+    experts: dict[str, Any] = {}
+    if config.experts:
+        experts = {
+            "num_experts": config.experts,
+            "num_experts_per_tok": config.experts_per_token,
+            "moe_intermediate_size": config.intermediate_size // config.experts_per_token,
+            "norm_topk_prob": True,
+        }
+    return (Qwen3MoeConfig if experts else Qwen3Config)(
+        **experts,
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
@@ -117,14 +142,15 @@ def tiny_shape(config: TinyConfig, tokenizer: "PreTrainedTokenizerFast") -> "Qwe
 
 
 def tiny_model(config: TinyConfig, seed: int) -> Loaded:
-    """A randomly initialised Qwen3 of under a million parameters and its character tokenizer."""
-    from transformers import Qwen3ForCausalLM
+    """A randomly initialised Qwen3, or Qwen3-MoE, of about a million parameters and its character tokenizer."""
+    from transformers import Qwen3ForCausalLM, Qwen3MoeForCausalLM
 
     tokenizer = character_tokenizer(config.alphabet)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(tiny_shape(config, tokenizer))
-    return Loaded(model, tokenizer, "tiny Qwen3, random weights")
+        model = (Qwen3MoeForCausalLM if config.experts else Qwen3ForCausalLM)(tiny_shape(config, tokenizer))
+    kind = f"tiny Qwen3-MoE of {config.experts} experts" if config.experts else "tiny Qwen3"
+    return Loaded(model, tokenizer, f"{kind}, random weights")
 
 
 @contextmanager
@@ -188,15 +214,18 @@ def load_model(
     tiny: TinyConfig = TinyConfig(),
     seed: int = 0,
     report: Callable[[str], None] = print,
+    read: Callable[[str], tuple[Any, Any]] | None = None,
+    make_tiny: Callable[[TinyConfig, int], Loaded] | None = None,
 ) -> Loaded:
     """A model ready to train on its device, in the dtype it computes in.
 
-    dtype "auto": float32 for models under 50 M parameters and on MPS, else bfloat16.
+    dtype "auto": float32 for models under 50 M parameters and on MPS, else bfloat16. For other kinds than causal
+    language models: `read` gives model and tokenizer of a path, `make_tiny` the embedded model.
     """
     if name == TINY:
-        loaded = tiny_model(tiny, seed)
+        loaded = (make_tiny or tiny_model)(tiny, seed)
     else:
-        loaded = _pretrained(str(packaged_smollm2(report)) if name == SMOLLM2 else name, name)
+        loaded = _pretrained(str(packaged_smollm2(report)) if name == SMOLLM2 else name, name, read or _causal)
     model = loaded.model
     size = sum(p.numel() for p in model.parameters())
     where = pick_device(device)
@@ -207,25 +236,34 @@ def load_model(
         model = with_lora(model, lora, seed)
     # Dropout would make the ratio of a policy to itself differ from 1.
     model.eval()
-    return Loaded(model, loaded.tokenizer, loaded.source)
+    return Loaded(model, loaded.tokenizer, loaded.source, loaded.processor)
 
 
-def _pretrained(path: str, name: str) -> Loaded:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _causal(path: str) -> tuple[Any, Any]:
+    """Model and tokenizer; of a model that reads images, the processor."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+    config = AutoConfig.from_pretrained(path)
+    if hasattr(config, "vision_config") and type(config) in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForImageTextToText.from_pretrained(path, dtype="auto"), AutoProcessor.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    return AutoModelForCausalLM.from_pretrained(path, dtype="auto"), tokenizer
+
+
+def _pretrained(path: str, name: str, read: Callable[[str], tuple[Any, Any]]) -> Loaded:
     is_path = path.startswith((".", "/", "~")) or path.count("/") > 1
     if is_path and not Path(path).exists():
         raise ValueError(f"model folder {path!r} does not exist")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+        model, reader = read(path)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"model {name!r} could not be loaded: {reason} (give {TINY!r}, {SMOLLM2!r}, a local folder, or a "
             "Hugging Face id that is downloaded or reachable)"
         ) from error
-    return Loaded(model, tokenizer, name)
+    tokenizer, processor = words_of(reader)
+    return Loaded(model, tokenizer, name, processor)
 
 
 def with_lora(model: nn.Module, lora: LoRA, seed: int) -> nn.Module:
@@ -235,7 +273,8 @@ def with_lora(model: nn.Module, lora: LoRA, seed: int) -> nn.Module:
     except ModuleNotFoundError as error:
         raise ValueError("lora.rank needs peft; run: pip install 'gspo[peft]'") from error
     targets: Any = list(lora.targets) or "all-linear"
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM")
+    kind: Any = "CAUSAL_LM" if model.can_generate() else None
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type=kind)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # adapters start random: a function of the run's seed, like everything else
         adapted = get_peft_model(model, config)

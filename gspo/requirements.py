@@ -17,6 +17,7 @@ def unmet(
     updates_per_rollout: int,
     columns: Iterable[str] | None = None,
     reward_functions: int | None = None,
+    units_compete: bool = False,
 ) -> list[str]:
     """One sentence for each requirement that the run does not meet; what is None is not known yet and passes."""
     found = []
@@ -29,13 +30,21 @@ def unmet(
             )
         if term.traits.is_on_policy and updates_per_rollout > 1:
             found.append(_on_policy(f"objective {term.name}", updates_per_rollout))
-        if advantage.traits.gives_units and term.traits.reads_advantage and not term.traits.takes_unit_advantage:
+        gives_units = advantage.traits.gives_units or units_compete
+        if gives_units and term.traits.reads_advantage and not term.traits.takes_unit_advantage:
+            what = "the set of classes" if units_compete else f"advantage {advantage.name}"
             found.append(
-                f"advantage {advantage.name} gives an advantage per token here and objective {term.name} takes one per "
-                "sequence; use gspo_token, or a token objective such as grpo"
+                f"{what} gives an advantage per unit here and objective {term.name} takes one per sequence; use "
+                "gspo_token, or a token objective such as grpo"
             )
+        if units_compete and term.traits.keeps_groups_whole:
+            found.append(f"objective {term.name} compares whole completions, and here the units of one compete")
     if not reads_advantage:
         return found
+    if units_compete and (advantage.traits.gives_units or set(advantage.traits.needs) & {"mask", "reference"}):
+        found.append(
+            f"advantage {advantage.name} is for completions of several tokens, and here classes compete; use group_std"
+        )
     if advantage.traits.min_group > group_size:
         found.append(
             f"advantage {advantage.name} needs a group_size of at least {advantage.traits.min_group}, it is "

@@ -217,6 +217,8 @@ class Scores:
     """Entropy of the next-token distribution at each unit, in nats; present when a term asks for it."""
     replay: tuple[Any, ...] | None = None
     """[B] what scoring these rows chose besides the log-probs (expert routes), where the policy records it."""
+    penalty: Tensor | None = None
+    """A loss of the policy's own, added in its backward pass: these rows' part of a sum over the update."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ def _measure(parts: Parts, prompts: int) -> Table:
     row = lambda name, value, meaning: table.add_row(name, value, meaning)  # noqa: E731
     row(
         "groups x completions",
-        f"{prompts} x {config.group_size}",
+        f"{prompts} x {len(rollouts) / prompts:g}",
         "from the data" if parts.is_offline else "sampled with the real model",
     )
     if scored:
@@ -77,10 +77,14 @@ def _time_update(parts: Parts, groups: tuple, table: Table) -> float:
     advantage, _ = estimate(parts, groups, reference, parts.advantage.init())
     rows = flatten(groups, advantage, parts.config.collector.drop_truncated)
     step = assemble(rows, parts.policy.network.device)
-    mismatch = measure_mismatch(parts.terms, step, parts.policy.logprobs(step).logprobs)
-    sound = is_sampler_sound(mismatch)
-    for row in () if parts.is_offline else noise_rows(mismatch):
-        table.add_row(*row)
+    sound = False
+    if parts.sampler.scores == "none":
+        table.add_row("noise of the log-ratio", "none", "old log-probs are the policy's, with the same random draws")
+    else:
+        mismatch = measure_mismatch(parts.terms, step, parts.policy.logprobs(step).logprobs)
+        sound = is_sampler_sound(mismatch)
+        for row in () if parts.is_offline else noise_rows(mismatch):
+            table.add_row(*row)
     started = time.perf_counter()
     whole = MiniBatch(samples=rows, step=step)
     (batch,) = prepare([whole], parts.policy, parts.terms, reference, rescore_old=not sound)

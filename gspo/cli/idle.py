@@ -22,13 +22,14 @@ def _ratio(config: RunConfig) -> list[str]:
     objective = getattr(objective, "base", objective)  # DualClip and EGSW hold the objective that clips
     low, high = (getattr(objective, name, None) for name in ("clip_low", "clip_high"))
     has_clip = low is not None
+    is_diffusion = config.policy.name == "diffusion"  # the ratio of two bounds moves by some 1e-2
     if updates == 1:
         found.append(
             "updates_per_step = 1 and epochs = 1: the policy updated is the one that sampled, so the ratio is "
             "identically 1 and no clip bound acts"
             + (f" (objective {objective.name}, {low:g}/{high:g})" if has_clip else "")
         )
-    elif has_clip and objective.name in SEQUENCE_RATIO and min(low, high) >= 0.05:
+    elif has_clip and objective.name in SEQUENCE_RATIO and min(low, high) >= 0.05 and not is_diffusion:
         found.append(
             f"clip bounds {low:g}/{high:g} on a length-normalised sequence ratio: it moves by about 1e-3 an update, so "
             "these are practically never hit; the paper uses 3e-4/4e-4"
@@ -95,12 +96,26 @@ def _tables(config: RunConfig) -> list[str]:
         found += _changed(config, "schedule", ("final",), "the schedule is constant")
     if not config.lora.rank:
         found += _changed(config, "lora", ("alpha", "targets"), "lora.rank is 0")
+    if config.policy.name == "diffusion":
+        found += _of_diffusion(config)
     if config.model != TINY:
         names = tuple(field.name for field in dataclasses.fields(config.tiny))
         found += _changed(config, "tiny", names, f"model is {config.model!r}")
     if not config.cold_start.steps:
         names = ("batch", "lr", "warmup_steps", "stop_at", "check_every")
         found += _changed(config, "cold_start", names, "cold_start.steps is 0")
+    return found
+
+
+def _of_diffusion(config: RunConfig) -> list[str]:
+    policy, found = config.policy, []
+    if config.layout != RunConfig.layout:
+        found.append(f'layout = {config.layout!r} has no effect: policy = "diffusion" has one, rows without padding')
+    if config.old_logprobs != RunConfig.old_logprobs:
+        found.append("old_logprobs has no effect: only the policy knows the likelihood of a decoded completion")
+    if policy.likelihood == "mean_field":
+        names = ("draws", "is_coupled")
+        found += _changed(config, "policy", names, "policy.likelihood is mean_field: nothing is drawn")
     return found
 
 

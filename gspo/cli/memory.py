@@ -26,6 +26,7 @@ from gspo.policies.attention import Layer, attention_of_our_own
 from gspo.policies.likelihood import CHUNK_ELEMENTS
 from gspo.policies.linear_head import CACHED_ELEMENTS
 from gspo.policies.prefixes import pack
+from gspo.policies.routing import experts_of
 from gspo.renderers import Renderer
 
 UNKNOWN_PROMPT = 64
@@ -218,8 +219,10 @@ def read_model(config: RunConfig, found: Any) -> Model:
     parameters = sum(p.numel() for p in _empty(found, found.num_hidden_layers, torch.float32, LoRA()).parameters())
     name = config.dtype if config.dtype != "auto" else "float32" if parameters < 50e6 else "bfloat16"
     dtype: torch.dtype = getattr(torch, name)
-    one, two = (_empty(found, n, dtype, config.lora) for n in (1, 2))
-    kept = [_kept(model) / COUNTED_TOKENS for model in (one, two)]
+    # Products of grouped experts know their shapes in bfloat16 alone.
+    counted = torch.bfloat16 if experts_of(found) else dtype
+    one, two = (_empty(found, n, counted, config.lora) for n in (1, 2))
+    kept = [_kept(model) / COUNTED_TOKENS * dtype.itemsize / counted.itemsize for model in (one, two)]
     trained = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (one, two)]
     head = getattr(found, "head_dim", None) or found.hidden_size // found.num_attention_heads
     return Model(

@@ -9,19 +9,25 @@ from gspo.config import RunConfig
 from gspo.explain import Clipped
 from gspo.functional import as_terms
 from gspo.objectives import DualClip, Objective
+from gspo.policies.config import CausalLMConfig, DiffusionConfig
 from gspo.requirements import unmet
+from gspo.samplers.diffusion import schedule
+from gspo.training.kinds.diffusion import masking_of
 
 
 def plan_tables(config: RunConfig) -> list[Table]:
     """What `gspo plan` prints."""
-    tables = [step_table(config), words_table(config)]
-    tables += [table for table in (layout_table(config), memory_table(config)) if table is not None]
+    is_sampled = config.policy.name != "representation"  # of which TRL and verl have nothing
+    tables = [step_table(config), words_table(config)] if is_sampled else [class_table(config)]
+    if isinstance(config.policy, CausalLMConfig):  # others have one layout, and nothing yet counts what they keep
+        tables += [table for table in (layout_table(config), memory_table(config)) if table is not None]
     refused = unmet(
         as_terms((config.objective, *config.terms)),
         config.advantage,
         group_size=config.trained_per_prompt,
         updates_per_rollout=config.updates_per_step * config.epochs,
         reward_functions=len(config.rewards) or None,
+        units_compete=not is_sampled,
     )
     if refused:
         problems = Table("this run would be refused", box=None)
@@ -35,6 +41,24 @@ def plan_tables(config: RunConfig) -> list[Table]:
             notes.add_row(line)
         tables.append(notes)
     return tables
+
+
+def class_table(config: RunConfig) -> Table:
+    """A step of a policy over classes, which samples nothing."""
+    updates = config.updates_per_step * config.epochs
+    table = Table("one step", "number", "how", title=f"{config.name}: {config.objective.name}, {config.steps} steps")
+    table.add_row("images", f"{config.prompts_per_step}", "prompts_per_step; the group of each is its set of classes")
+    table.add_row(
+        "mini-batches",
+        f"{config.updates_per_step}",
+        f"of {config.prompts_per_step // config.updates_per_step} images",
+    )
+    table.add_row("optimizer updates", f"{updates}", f"x epochs {config.epochs}")
+    table.add_row("updates off-policy", f"{updates - 1} of {updates}", "what ends a push is the clip bound")
+    table.add_section()
+    table.add_row("images in the run", f"{config.steps * config.prompts_per_step:,}", f"x steps {config.steps}")
+    table.add_row("optimizer updates in the run", f"{config.steps * updates:,}", "")
+    return table
 
 
 def step_table(config: RunConfig) -> Table:
@@ -68,11 +92,37 @@ def step_table(config: RunConfig) -> Table:
     table.add_row(
         "updates off-policy", f"{updates - 1} of {updates}", "the first has ratio 1; clipping acts on the rest"
     )
+    if isinstance(config.policy, DiffusionConfig):
+        for row in diffusion_rows(config, config.policy):
+            table.add_row(*row)
     table.add_section()
     table.add_row("prompts in the run", f"{config.steps * config.prompts_per_step:,}", f"x steps {config.steps}")
     table.add_row("completions in the run", f"{config.steps * completions:,}", "")
     table.add_row("optimizer updates in the run", f"{config.steps * updates:,}", "")
     return table
+
+
+def diffusion_rows(config: RunConfig, policy: DiffusionConfig) -> list[tuple[str, str, str]]:
+    """Passes over one completion: what a masked diffusion model costs (backward passes counted as two)."""
+    number = masking_of(policy).number
+    decoding = sum(
+        len(counts)
+        for _, counts in schedule(config.sampling.max_completion_tokens, policy.block, policy.denoising_steps)
+    )
+    reads = {need for term in as_terms((config.objective, *config.terms)) for need in term.traits.needs}
+    scored = sum(name in reads for name in ("old", "reference"))
+    likelihood = f"{policy.likelihood}, {policy.draws} draws" if policy.likelihood == "elbo" else policy.likelihood
+    # A likelihood that is not redrawn is scored once for all epochs.
+    before = number * scored * (config.epochs if masking_of(policy).redraws else 1)
+    return [
+        ("passes that decode", f"{decoding}", f"of each completion, in blocks of {policy.block}"),
+        ("passes that score", f"{number}", likelihood + (", coupled" if number == 2 * policy.draws else "")),
+        (
+            "  in a step",
+            f"{before + 3 * number * config.epochs}",
+            f"{before} before, 3 x {number} x {config.epochs} to train",
+        ),
+    ]
 
 
 def words_table(config: RunConfig) -> Table:

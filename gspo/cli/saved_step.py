@@ -73,7 +73,7 @@ def _step(rows: list[dict[str, Any]]) -> Step:
     tensor = lambda name: torch.tensor([row[name] for row in rows], dtype=torch.float64)  # noqa: E731
     return Step(
         mask=mask,
-        advantage=tensor("advantage"),
+        advantage=_advantages(rows),
         old_logprobs=_padded(rows, "old_logprobs"),
         length=mask.sum(dim=1),
         group=torch.tensor([row["group"] for row in rows]),
@@ -82,6 +82,13 @@ def _step(rows: list[dict[str, Any]]) -> Step:
         reference_logprobs=_padded(rows, "reference_logprobs") if has_reference else None,
         sampler_logprobs=_padded(rows, "sampler_logprobs"),
     )
+
+
+def _advantages(rows: list[dict[str, Any]]) -> torch.Tensor:
+    """[B], or [B,U] where the run had one per unit."""
+    if any(row.get("unit_advantage") is not None for row in rows):
+        return _padded(rows, "unit_advantage")
+    return torch.tensor([row["advantage"] for row in rows], dtype=torch.float64)
 
 
 def _rollouts(rows: list[dict[str, Any]]) -> torch.Tensor:

@@ -217,11 +217,12 @@ def sample(words: list[str]) -> int:
     is_chat = parts.loaded.tokenizer.chat_template is not None
     ids = parts.renderer.prompt_ids([{"role": "user", "content": args.prompt}] if is_chat else args.prompt)
     request = SampleRequest(prompt_ids=ids, n=args.n, seed=args.seed, step=0, prompt_id=0, sampling=_sampling(args))
+    has_likelihood = parts.sampler.scores != "none"
     for completion in parts.sampler.sample([request])[0]:
-        TERMINAL.print(parts.renderer.text(completion.ids), markup=False, highlight=False)
+        TERMINAL.print(parts.renderer.ended_text(completion.ids), markup=False, highlight=False)
         TERMINAL.print(
-            f"  {len(completion.ids)} tokens, ended by {completion.finish_reason}, "
-            f"log-probability {sum(completion.logprobs):.2f}",
+            f"  {len(completion.ids)} tokens, ended by {completion.finish_reason}"
+            + (f", log-probability {sum(completion.logprobs):.2f}" if has_likelihood else ""),
             style="dim",
         )
     parts.rewards.close()

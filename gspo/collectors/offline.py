@@ -16,6 +16,7 @@ from typing import Any
 from gspo.collectors.source import Wave, next_rows
 from gspo.data import Row
 from gspo.renderers import Renderer
+from gspo.renderers.vision import read_prompt
 from gspo.types import Completion, Group, Rollout, Turn
 
 PAIR, SCORED = ("chosen", "rejected"), ("completions", "scores")
@@ -47,11 +48,11 @@ class OfflineSource:
 
 def group_of(row: Row, prompt_id: int, number: int, renderer: Renderer) -> Group:
     """Raises ValueError for a row that is no group, with what is wrong in it."""
-    prompt_ids = renderer.prompt_ids(row["prompt"])
+    prompt_ids, inputs = read_prompt(renderer, row)
     rollouts = []
     for index, (content, score) in enumerate(completions_of(row)):
         text = _text(content)
-        ids = (*renderer.encode(text, special=False), renderer.end_id)
+        ids = renderer.completion_ids(text)
         said = Completion(ids=ids, logprobs=(0.0,) * len(ids), policy_version=0, finish_reason="stop")
         rollouts.append(
             Rollout(
@@ -70,6 +71,7 @@ def group_of(row: Row, prompt_id: int, number: int, renderer: Renderer) -> Group
         prompt_text=renderer.prompt_text(prompt_ids),
         rollouts=tuple(rollouts),
         columns={key: value for key, value in row.items() if key not in ("prompt", *PAIR, *SCORED)},
+        inputs=inputs,
     )
 
 

@@ -8,6 +8,8 @@ that were not needed are consumed too: the cursor stands behind the last prompt 
 from collections import Counter
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from gspo.collectors.base import Collected, Facts, added
 from gspo.collectors.source import Source
 from gspo.types import Group
@@ -49,7 +51,10 @@ class Refill:
 
 
 def has_spread(group: Group) -> bool:
-    """Whether the scored rollouts of a group have different rewards."""
+    """Whether what competes in a group has different rewards: its scored rollouts, or the units of a set of classes."""
+    sets = [rollout.unit_rewards for rollout in group.rollouts if rollout.unit_rewards is not None]
+    if sets:
+        return any(bool(np.ptp(rewards.total.reshape(-1, rewards.set_size), axis=1).any()) for rewards in sets)
     return len({rollout.reward for rollout in group.rollouts if rollout.reward == rollout.reward}) > 1
 
 

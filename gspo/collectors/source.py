@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -10,10 +10,15 @@ from gspo.collectors.base import Facts
 from gspo.collectors.meanwhile import Meanwhile
 from gspo.data import Row, rows_at
 from gspo.renderers import Renderer
+from gspo.renderers.images import ImageRenderer
+from gspo.renderers.vision import read_prompt
 from gspo.rewards import Rewards, Scored, check_failures, joined
 from gspo.samplers.base import Sampler, SampleRequest, SamplesEach
 from gspo.sampling import Sampling
 from gspo.types import Completion, Group, Rollout, Turn
+
+IMAGES = "images"
+"""Column in which rewards find the decoded images of an image policy's completions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +65,7 @@ class GroupSource:
     """Samples and scores `group_size` completions for given rows."""
 
     rows: Sequence[Row]
-    renderer: Renderer
+    renderer: Renderer | ImageRenderer
     sampler: Sampler
     rewards: Rewards
     sampling: Sampling
@@ -81,7 +86,8 @@ class GroupSource:
         Completions of another `turn` are drawn from random streams of their own.
         """
         started = time.perf_counter()
-        prompts = [self.renderer.prompt_ids(row["prompt"]) for _, row in rows]
+        read = [read_prompt(self.renderer, row) for _, row in rows]
+        prompts = [ids for ids, _ in read]
         requests = [
             SampleRequest(
                 prompt_ids=ids,
@@ -91,8 +97,9 @@ class GroupSource:
                 prompt_id=prompt_id,
                 sampling=self.sampling,
                 turn=turn,
+                inputs=inputs,
             )
-            for ids, (prompt_id, _) in zip(prompts, rows, strict=True)
+            for (ids, inputs), (prompt_id, _) in zip(read, rows, strict=True)
         ]
         drawn: dict[int, list[Completion]] = {}
         batches: list[Scored] = []
@@ -108,7 +115,7 @@ class GroupSource:
         def score(numbers: list[int]) -> list[Group]:
             groups, scored = self._score([(n, *rows[n], prompts[n], drawn[n]) for n in numbers])
             batches.append(scored)
-            return groups
+            return [replace(group, inputs=read[n][1]) for group, n in zip(groups, numbers, strict=True)]
 
         if self.overlap_rewards and self.rewards.take_time and isinstance(self.sampler, SamplesEach):
             done = Meanwhile(score).over(arriving(self.sampler.sample_each(requests)))
@@ -128,12 +135,15 @@ class GroupSource:
     ) -> tuple[list[Group], Scored]:
         """Groups of (number in the wave, prompt id, row, prompt ids, completions)."""
         flat = [(number, index, row, ids, c) for number, _, row, ids, group in ended for index, c in enumerate(group)]
-        texts = [self.renderer.text(completion.ids) for *_, completion in flat]
+        texts = [self.renderer.ended_text(completion.ids) for *_, completion in flat]
+        columns = columns_of([row for _, _, row, *_ in flat])
+        if isinstance(self.renderer, ImageRenderer):
+            columns[IMAGES] = [self.renderer.image(completion.ids) for *_, completion in flat]
         scored = self.rewards.score(
             [row["prompt"] for _, _, row, *_ in flat],
             [self.renderer.answer(text) for text in texts],
             [list(completion.ids) for *_, completion in flat],
-            columns_of([row for _, _, row, *_ in flat]),
+            columns,
         )
         rollouts = iter(
             Rollout(

@@ -8,11 +8,12 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from gspo.policies.layouts import LayoutName, lay_out
+from gspo.policies.layouts import Layout, LayoutName, lay_out
 from gspo.policies.likelihood import token_logprobs
 from gspo.policies.micro_batches import balanced, blocks_of_rows, by_width, repeated_tokens, shared_tokens
 from gspo.policies.network import Network
 from gspo.policies.payload import Payload
+from gspo.policies.routing import Balance, Pass, Routing, by_sequence, expert_shares, laid_out
 from gspo.policies.trained import scored
 from gspo.sampling import Sampling
 from gspo.types import Scores, Step
@@ -33,6 +34,10 @@ class TokenScorer:
     without_adapters: bool = False
     keeps_groups_whole: bool = False
     """Micro-batches hold whole groups, for objectives that compare the rows of one."""
+    routing: Routing = "free"
+    """Mixture of experts: whose choices a training pass repeats; see `gspo.policies.routing`."""
+    balance_coef: float = 0.0
+    """Weight of the load-balancing loss."""
     redraws: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -41,6 +46,9 @@ class TokenScorer:
                 f'layout = "{self.layout}" cannot be exact for {self.network.config.model_type}: '
                 f'{self.network.refusal}; use layout = "padded" or "auto"'
             )
+        if (self.routing != "free" or self.balance_coef) and self.network.routers is None:
+            what = f'routing = "{self.routing}"' if self.routing != "free" else "balance_coef"
+            raise ValueError(f"policy.{what} is for a mixture of experts: {self.network.no_routers}")
 
     @property
     def allowed_layout(self) -> LayoutName:
@@ -48,25 +56,43 @@ class TokenScorer:
         return "padded" if self.layout == "auto" and self.network.refusal else self.layout
 
     def logprobs(self, step: Step) -> Scores:
-        """See `scored`."""
+        """See `scored`. Under R2 the routers choose here, and it is these choices that training repeats."""
+        scorer = self.choosing() if self.routing == "R2" else self
         with self.network.model.disable_adapter() if self.without_adapters else nullcontext():
-            return scored(self, step)
+            scores = scored(scorer, step)
+        return replace(scores, replay=None) if self.routing == "R3" else scores
+
+    def choosing(self) -> "TokenScorer":
+        """Its routers choose for themselves, and nobody balances them."""
+        return replace(self, routing="free", balance_coef=0.0)
 
     def with_model(self, model: nn.Module) -> "TokenScorer":
-        return replace(self, network=self.network.with_model(model))
+        return replace(self.choosing(), network=self.network.with_model(model))
 
     def imitating(self) -> "TokenScorer":
-        return replace(self, scoring=Sampling())
+        return replace(self, scoring=Sampling(), routing="free")
+
+    def counted(self, step: Step) -> Step:
+        """For the load-balancing loss: the experts' shares, from the routes of the rows, or from a pass that finds them."""
+        if not self.balance_coef:
+            return step
+        records = step.payload.replay
+        if records is None or any(record is None for record in records):
+            records = scored(self.choosing(), step).replay
+        assert records is not None
+        tokens = sum(record.shape[0] for record in records)
+        balance = Balance(self.balance_coef, expert_shares(records), tokens)
+        return replace(step, payload=replace(step.payload, counted=balance))
 
     def score(self, part: Step, entropy: str) -> Scores:
         payload: Payload = part.payload
         device = self.network.device
-        layout = lay_out(
-            self.allowed_layout, payload.prompt, payload.completion, self.pad_id, device, self.network.shape
-        )
+        with self.network.seeing(payload.prompt, payload.inputs) as prompts:
+            layout = lay_out(self.allowed_layout, prompts, payload.completion, self.pad_id, device, self.network.shape)
+            routes = self._routes(payload, layout)
+            states = self.network.hidden(layout.ids, layout.positions, layout.attention, routes)
         row, unit = part.mask.nonzero(as_tuple=True)
         chosen = torch.tensor([payload.completion[r][u] for r, u in zip(row.tolist(), unit.tolist(), strict=True)])
-        states = self.network.hidden(layout.ids, layout.positions, layout.attention)
         # Completions that part behind a token are predicted by the same one: its logits are made once.
         places, position = layout.predicts[row, unit].unique(return_inverse=True)
         hidden = states.flatten(0, 1)[places]
@@ -80,7 +106,29 @@ class TokenScorer:
             position=position,
         )
         blank = torch.zeros(part.mask.shape, dtype=logprobs.dtype, device=device)
-        return Scores(logprobs=blank.index_put((row, unit), logprobs), entropy=blank.index_put((row, unit), entropies))
+        scores = Scores(
+            logprobs=blank.index_put((row, unit), logprobs), entropy=blank.index_put((row, unit), entropies)
+        )
+        if routes is None:
+            return scores
+        return replace(
+            scores,
+            replay=by_sequence(routes.routes(), layout.where, routes.routers.num_experts),
+            penalty=payload.counted.loss(routes, layout.where) if routes.keeps_probabilities else None,
+        )
+
+    def _routes(self, payload: Payload, layout: Layout) -> Pass | None:
+        """What the routers of a mixture of experts ask in this pass."""
+        routers = self.network.routers
+        if routers is None:
+            return None
+        forced = None
+        if self.routing != "free":
+            known = payload.replay or (None,) * len(layout.where)
+            records = [routers.checked(r, len(places)) for r, places in zip(known, layout.where, strict=True)]
+            forced = laid_out(records, layout.where, layout.ids.numel(), layout.ids.device)
+        keeps_probabilities = payload.counted is not None and torch.is_grad_enabled()
+        return Pass(routers=routers, forced=forced, keeps_probabilities=keeps_probabilities)
 
     def micro_batches(self, step: Step) -> list[list[int]]:
         """Rows cut so that the tokens that go forward together stay in the budget (one block alone may exceed it).

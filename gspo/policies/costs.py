@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from gspo.policies.routing import experts_of
+
 CALL = 1.5e6
 """Multiply-adds that go by while one attention kernel is called on a block, forward and backward."""
 
@@ -42,7 +44,7 @@ def network_shape(config: Any, body: nn.Module) -> NetworkShape:
     slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
     embedded = {id(p) for m in body.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     used = getattr(config, "num_experts_per_tok", None) or 1
-    experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or used
+    experts = experts_of(config) or used
     weights = [p for p in body.parameters() if p.ndim > 1 and id(p) not in embedded]
     # A mixture's experts are stacked in three dimensions; a token meets a few of them.
     met = sum(p.numel() * used // experts if p.ndim == 3 else p.numel() for p in weights)
@@ -60,10 +62,9 @@ def known_refusal(config: Any) -> str:
     kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     if kinds:
         return f"it has {', '.join(sorted(kinds))} layers, whose tokens meet outside attention"
-    if getattr(config, "expert_capacity", None):
+    # Plain top-k routing looks at one token at a time; a load-balancing loss is ours, and counts tokens by sequence.
+    if any(value for name, value in vars(config).items() if "expert_capacity" in name or "capacity_factor" in name):
         return "its experts have a capacity, which counts tokens"
-    if getattr(config, "output_router_logits", False):
-        return "its load-balancing loss counts tokens"
     return ""
 
 

@@ -40,6 +40,8 @@ class Layout:
     """None is the model's own, causal."""
     predicts: Tensor
     """[B,U] which of the R*L tokens predicts unit u of completion b (the token before it); 0 where there is none."""
+    where: tuple[np.ndarray, ...]
+    """For each completion, which of the R*L tokens are its prompt and its own, without the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +190,7 @@ def _padded(prompts: Sequence[Ids], completions: Sequence[Ids], pad_id: int, dev
         positions=None,
         attention=None,
         predicts=_predicts(prompts, completions, where).to(device),
+        where=tuple(where),
     )
 
 
@@ -203,6 +206,7 @@ def _placed(
             positions=torch.from_numpy(packed.positions)[None].to(device),
             attention=Blocks(packed.end, packed.positions),
             predicts=_predicts(prompts, completions, packed.where).to(device),
+            where=tuple(packed.where),
         )
     shape = (chosen.rows, chosen.length)
     ids = np.full(shape, pad_id, dtype=np.int64)
@@ -220,12 +224,14 @@ def _placed(
         used[row] = columns.stop
     tensors = [torch.from_numpy(x).to(device) for x in (ids, positions, end)]
     kind = FlexRows if device.type == "cuda" else MaskedRows
+    where = tuple(place[rows] for rows in packed.where)
     return Layout(
         name=chosen.name,
         ids=tensors[0],
         positions=tensors[1],
         attention=kind(tensors[2], tensors[1]),
-        predicts=_predicts(prompts, completions, [place[rows] for rows in packed.where]).to(device),
+        predicts=_predicts(prompts, completions, where).to(device),
+        where=where,
     )
 
 

@@ -4,7 +4,7 @@ The head is applied apart from the body so that training never holds [B,T,V] log
 compared with the model's own logits; a model that treats its logits in a way not covered here is refused by name.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from typing import Any
@@ -17,7 +17,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from gspo.policies.attention import Attention, attention_of_our_own
 from gspo.policies.costs import NetworkShape, known_refusal, network_shape
 from gspo.policies.linear_head import LinearHead, shape_logits
-from gspo.policies.prefixes import pack
+from gspo.policies.prefixes import Ids, pack
+from gspo.policies.prompt_images import PromptImages, seen, text_model
+from gspo.policies.routing import Pass, Routers, experts_of, find_routers
 from gspo.policies.tree_attention import MaskedRows
 
 
@@ -29,7 +31,7 @@ class Network:
         self.checkpoints_activations = checkpoints_activations
         base = model.get_base_model() if type(model).__module__.startswith("peft.") else model
         self.config = base.config.get_text_config()
-        self.body = base.base_model
+        self.body = text_model(base.base_model)
         self._forward = torch.compile(self.body, dynamic=True) if is_compiled else self.body
         self.output = base.get_output_embeddings()
         self.softcap = getattr(self.config, "final_logit_softcapping", None)
@@ -40,6 +42,7 @@ class Network:
         if self.output is None:
             raise ValueError(f"{type(base).__name__} has no output embeddings: not a causal language model")
         self.vocabulary = self.output.weight.shape[0]
+        self.images = None if self.body is base.base_model else PromptImages(base, self.vocabulary)
         self._check_head(base)
 
     def with_model(self, model: nn.Module) -> "Network":
@@ -57,29 +60,62 @@ class Network:
     def named_trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
 
-    def hidden(self, ids: Tensor, positions: Tensor | None = None, attention: Attention | None = None) -> Tensor:
+    def hidden(
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        attention: Attention | None = None,
+        routes: Pass | None = None,
+    ) -> Tensor:
         """[R,L] ids -> [R,L,D]. Without `attention` rows are right-padded and causal: padding lies behind real tokens.
 
         With it the layers attend through it and through nothing else; with gradient and `checkpoints_activations`
-        each layer keeps its input only and is computed again in the backward pass.
+        each layer keeps its input only and is computed again in the backward pass. The routers of a mixture of experts
+        ask `routes`.
         """
         given = {} if attention is None else {"gspo_attention": attention}
-        with self._attending(attention), self._checkpointing(attention):
+        with self._attending(attention), self._routed(routes), self._checkpointing(attention, routes):
             forward = self._forward if torch.is_grad_enabled() else self.body
-            out = forward(input_ids=ids, position_ids=positions, use_cache=False, **given)
+            out = forward(**self._read(ids), position_ids=positions, use_cache=False, **given)
         return out.last_hidden_state
+
+    def seeing(
+        self, prompts: Sequence[Ids], inputs: Sequence[Any] | None, is_trained: bool = True
+    ) -> AbstractContextManager[Sequence[Ids]]:
+        """The prompts as ids that `hidden` and `next_logits` can read, images included, as long as it is open."""
+        return seen(self.images, prompts, inputs, is_trained, self._reads_images_exactly)
+
+    def _read(self, ids: Tensor) -> dict[str, Tensor]:
+        """Ids, or their embeddings where some stand for images."""
+        if self.images is None or not self.images.table.numel():
+            return {"input_ids": ids}
+        return {"inputs_embeds": self.images.embedded(ids, self.body.get_input_embeddings())}
+
+    def _reads_images_exactly(self, prompt: Ids) -> Tensor:
+        """[L,V] logits of a prompt as layouts see it: to be compared with the model's own."""
+        return self.head(self.hidden(torch.tensor([prompt], device=self.device))[0])
 
     def _attending(self, attention: Attention | None) -> AbstractContextManager[None]:
         return nullcontext() if attention is None else attention_of_our_own(self.config)
 
+    def _routed(self, routes: Pass | None) -> AbstractContextManager[None]:
+        return nullcontext() if routes is None else routes.routers.through(routes)
+
     @contextmanager
-    def _checkpointing(self, attention: Attention | None) -> Iterator[None]:
+    def _again(self, attention: Attention | None, routes: Pass | None) -> Iterator[None]:
+        """Around a layer that runs again, in the backward pass."""
+        with self._attending(attention), nullcontext() if routes is None else routes.again():
+            yield
+
+    @contextmanager
+    def _checkpointing(self, attention: Attention | None, routes: Pass | None) -> Iterator[None]:
         """transformers' layers checkpoint themselves when told to, in training mode; dropout stays off below them."""
         if not (self.checkpoints_activations and torch.is_grad_enabled()):
             yield
             return
         # Layers ask the configuration for their attention when they run again, in the backward pass.
-        again = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), self._attending(attention)))
+        contexts = lambda: (nullcontext(), self._again(attention, routes))  # noqa: E731
+        again = partial(checkpoint, use_reentrant=False, context_fn=contexts)
         layers = [m for m in self.body.modules() if isinstance(m, GradientCheckpointingLayer)]
         before = [layer.training for layer in layers]
         for layer in layers:
@@ -89,6 +125,27 @@ class Network:
         finally:
             for layer, was_training in zip(layers, before, strict=True):
                 layer.gradient_checkpointing, layer.training = False, was_training
+
+    @cached_property
+    def routers(self) -> Routers | None:
+        """Of a mixture of experts; None where there are none, or none that can be asked (see `no_routers`)."""
+        experts = experts_of(self.config)
+        if not experts or self._forward is not self.body:
+            return None
+        return find_routers(self.body, experts, self.vocabulary, self.device)
+
+    @property
+    def no_routers(self) -> str:
+        """Why there is nothing to record or to repeat."""
+        if not experts_of(self.config):
+            return f"{self.config.model_type} has no experts"
+        if self._forward is not self.body:
+            return "compile hides the routers"
+        return f"the routers of {self.config.model_type} choose in a way that gspo does not know"
+
+    def new_pass(self) -> Pass | None:
+        """A forward pass whose routes are written down."""
+        return None if self.routers is None else Pass(routers=self.routers)
 
     @cached_property
     def shape(self) -> NetworkShape:
@@ -139,11 +196,18 @@ class Network:
 
         return DynamicCache(config=self.config)
 
-    def next_logits(self, ids: Tensor, cache: Any, positions: Tensor, mask: Tensor | None) -> Tensor:
+    def next_logits(
+        self, ids: Tensor, cache: Any, positions: Tensor, mask: Tensor | None, routes: Pass | None = None
+    ) -> Tensor:
         """Feed [R,L] ids behind the cache; [R,V] logits after the last of them. `mask` [R, past + L] marks real ids."""
-        out = self.body(
-            input_ids=ids, past_key_values=cache, position_ids=positions, attention_mask=mask, use_cache=True
-        )
+        with self._routed(routes):
+            out = self.body(
+                **self._read(ids),
+                past_key_values=cache,
+                position_ids=positions,
+                attention_mask=mask,
+                use_cache=True,
+            )
         return self.head(out.last_hidden_state[:, -1])
 
     @torch.no_grad()

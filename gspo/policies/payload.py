@@ -18,6 +18,8 @@ class Payload:
     """What must be seen again to score a row as it was sampled (expert routes); None where nothing must."""
     draw: tuple[int, ...] = ()
     """Counters that name the random draws behind a likelihood that is estimated; shared by all rows of an update."""
+    counted: Any = None
+    """What the scorer counted over all rows of an update, before any of them goes forward (see `CountsFirst`)."""
 
     def __getitem__(self, rows: list[int]) -> "Payload":
         some = lambda values: None if values is None else tuple(values[i] for i in rows)  # noqa: E731
@@ -27,6 +29,7 @@ class Payload:
             some(self.inputs),
             some(self.replay),
             self.draw,
+            self.counted,
         )
 
     def with_draw(self, *counters: int) -> "Payload":

@@ -6,7 +6,7 @@ each, gradients added up, one update.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,15 @@ class Scorer(Protocol):
         ...
 
 
+@runtime_checkable
+class CountsFirst(Protocol):
+    """A scorer that must know something of the whole update before any of its rows goes forward."""
+
+    def counted(self, step: Step) -> Step:
+        """The step with `Payload.counted`."""
+        ...
+
+
 @torch.no_grad()
 def scored(scorer: Scorer, step: Step) -> Scores:
     """Log-probs and entropies [B,U] of the step's units, without gradient; 0 outside the mask.
@@ -101,6 +110,8 @@ class TrainedPolicy:
         if any(term.traits.keeps_groups_whole for term in terms) and not self.scorer.keeps_groups_whole:
             raise ValueError("an objective compares the rows of a group: build the scorer with keeps_groups_whole=True")
         entropy = "gradient" if any("entropy_gradient" in term.traits.needs for term in terms) else "value"
+        if isinstance(self.scorer, CountsFirst):
+            step = self.scorer.counted(step)
         batches = self.scorer.micro_batches(step)
         losses, found, gradients, why, replays = [], [], [], [], []
         for rows in batches:
@@ -108,7 +119,7 @@ class TrainedPolicy:
             scores = self.scorer.score(part, entropy)
             loss = total_loss(terms, [w[rows] for w in weight], scores, part)
             scores.logprobs.retain_grad()
-            loss.backward()
+            (loss if scores.penalty is None else loss + scores.penalty).backward()
             losses.append(loss.item())
             found.append((scores.logprobs.detach(), _entropy(scores).detach()))
             gradients.append(scores.logprobs.grad)

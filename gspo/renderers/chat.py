@@ -24,8 +24,10 @@ class Renderer:
         chat: Literal["auto", "always", "never"] = "auto",
         stop: tuple[str, ...] = (),
         strip_thinking: bool = False,
+        processor: Any = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self.processor = processor
         self.system_prompt = system_prompt
         self.chat = chat
         self.strip_thinking = strip_thinking
@@ -105,6 +107,10 @@ class Renderer:
         except Exception as error:  # tokenizers raises nothing more particular
             raise ValueError(f"the model's tokenizer cannot encode {text[:80]!r}: {error}") from error
 
+    def completion_ids(self, text: str) -> tuple[int, ...]:
+        """Ids of a completion that is imitated or compared, closed by the end token."""
+        return (*self.encode(text, special=False), self.end_id)
+
     def messages(self, prompt: Prompt) -> Messages:
         """The conversation that the chat template renders, the system prompt first."""
         if not isinstance(prompt, str) and self.chat == "never":
@@ -127,6 +133,11 @@ class Renderer:
     def text(self, ids: tuple[int, ...]) -> str:
         """The completion as text, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def ended_text(self, ids: tuple[int, ...]) -> str:
+        """The same up to the first end token: a diffusion model fills all positions, those behind it too."""
+        end = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
+        return self.text(ids[: end + 1])
 
     def answer(self, text: str) -> str:
         """What rewards read: the text, or what follows its last </think>."""

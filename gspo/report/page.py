@@ -12,6 +12,7 @@ from gspo.report.charts import safe_json
 from gspo.report.data import Run, column, number, parse_settings, read_run
 from gspo.report.numbers import finite, format_duration, format_number, format_percent
 from gspo.report.panels import panels, thin
+from gspo.report.pictures import Drawing, drawing
 from gspo.report.ratios import ratio_section
 from gspo.report.samples import sample_data
 
@@ -146,7 +147,8 @@ def _examples(run: Run) -> str:
     after_of = {example.get("prompt"): example for example in sides[1]}
     prompts = list(dict.fromkeys(example.get("prompt") for side in sides for example in side))[:_EXAMPLES]
     before_of = {example.get("prompt"): example for example in sides[0]}
-    rows = "".join(_example(prompt, before_of.get(prompt), after_of.get(prompt)) for prompt in prompts)
+    draw = drawing(run)
+    rows = "".join(_example(prompt, before_of.get(prompt), after_of.get(prompt), draw) for prompt in prompts)
     if not rows:
         return ""
     return (
@@ -156,19 +158,20 @@ def _examples(run: Run) -> str:
     )
 
 
-def _example(prompt: Any, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
+def _example(prompt: Any, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, draw: Drawing) -> str:
     answer = (before or after or {}).get("answer")
     expected = "" if answer is None else f'<small>answer <span class="text">{escape(str(answer))}</span></small>'
-    question = f'<td><span class="text">{_cut(prompt)}</span>{expected}</td>'
-    return f"<tr>{question}{_completion(before, 'before')}{_completion(after, 'after')}</tr>"
+    question = f'<td>{draw(str(prompt), None, "")}<span class="text">{_cut(prompt)}</span>{expected}</td>'
+    return f"<tr>{question}{_completion(before, 'before', draw)}{_completion(after, 'after', draw)}</tr>"
 
 
-def _completion(example: Mapping[str, Any] | None, side: str) -> str:
+def _completion(example: Mapping[str, Any] | None, side: str, draw: Drawing) -> str:
     if example is None:
         return f'<td data-side="{side}">–</td>'
     reward = number(example.get("reward"))
     shown = f"<small>reward <b>{format_number(reward)}</b></small>"
-    return f'<td data-side="{side}"><span class="text">{_cut(example.get("completion"))}</span>{shown}</td>'
+    prompt, said, answer = (str(example.get(name) or "") for name in ("prompt", "completion", "answer"))
+    return f'<td data-side="{side}">{draw(prompt, said, answer)}<span class="text">{_cut(said)}</span>{shown}</td>'
 
 
 def _cut(text: Any, limit: int = 900) -> str:

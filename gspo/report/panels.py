@@ -33,6 +33,9 @@ def panels(run: Run) -> list[str]:
         _gradient(lines),
         _time(lines),
         _mismatch(run, lines),
+        _changed_experts(lines),
+        _experts_by_layer(lines),
+        _moved_by_experts(lines),
         _signal(lines),
         _kl(lines),
     ]
@@ -194,6 +197,74 @@ def _mismatch(run: Run, lines: Sequence[Line]) -> str:
         rule=(min(bounds) / 3, "⅓ of the smaller bound") if bounds else None,
     )  # fmt: skip
     return _draw(chart)
+
+
+def _changed_experts(lines: Sequence[Line]) -> str:
+    names = sorted(names_under(lines, "experts/changed/update_"), key=_last_number)
+    series = [
+        Series(
+            name=f"update {_last_number(name)}",
+            values=column(lines, name),
+            color=_shade(i, len(names)),
+            readout=format_percent,
+        )
+        for i, name in enumerate(names)
+    ]
+    note = (
+        "Share of the expert choices of completion tokens that are not those of the old log-probs, by mini-batch "
+        "inside a rollout batch; under R2 and R3, what the routers would choose. Above 0 in update 0: sampler and "
+        "policy differ."
+    )
+    chart = Chart(
+        title="Changed experts, by update", unit="% of choices", note=note, steps=_steps(lines), series=series,
+        floor=0.0, is_percent=True,
+    )  # fmt: skip
+    return _draw(chart)
+
+
+def _experts_by_layer(lines: Sequence[Line]) -> str:
+    names = sorted(names_under(lines, "experts/changed/layer_"), key=_last_number)
+    series = [
+        Series(
+            name=f"layer {_last_number(name)}",
+            values=column(lines, name),
+            color=_shade(i, len(names)),
+            readout=format_percent,
+        )
+        for i, name in enumerate(names)
+    ]
+    note = (
+        "The same share by layer of experts, over the updates behind the first. Later layers see what earlier ones did."
+    )
+    chart = Chart(
+        title="Changed experts, by layer", unit="% of choices", note=note, steps=_steps(lines), series=series,
+        floor=0.0, is_percent=True,
+    )  # fmt: skip
+    return _draw(chart)
+
+
+def _moved_by_experts(lines: Sequence[Line]) -> str:
+    rows = (
+        ("token_gap/changed", "token, changed", 0),
+        ("token_gap/same", "token, same", 1),
+        ("seq_gap/changed", "sequence, more changed", 3),
+        ("seq_gap/same", "sequence, fewer", 4),
+    )
+    series = [
+        Series(name=label, values=column(lines, f"experts/{name}"), color=_COLORS[color])
+        for name, label, color in rows
+        if _has(lines, f"experts/{name}")
+    ]
+    note = (
+        "Mean |log-ratio| of tokens whose experts changed and of those whose did not, and of the half of the sequences "
+        "with more changes and the other half. A gap between tokens that is gone between sequences is averaged out."
+    )
+    title = "Ratios and changed experts"
+    return _draw(Chart(title=title, unit="nats", note=note, steps=_steps(lines), series=series, floor=0.0))
+
+
+def _last_number(name: str) -> int:
+    return int(name.rsplit("_", 1)[1])
 
 
 def _signal(lines: Sequence[Line]) -> str:

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Callable
 
+from gspo.rewards.countdown import countdown
+from gspo.rewards.digit_image import digit_image
 from gspo.rewards.exact import exact
 from gspo.rewards.few_words import few_words
 from gspo.rewards.format import format
@@ -13,6 +15,7 @@ from gspo.rewards.overlong import overlong
 from gspo.rewards.reasoning_gym import reasoning_gym
 from gspo.rewards.regex import regex
 from gspo.rewards.repetition import repetition
+from gspo.rewards.sudoku import sudoku
 from gspo.rewards.two_words import two_words
 
 BUILTIN: dict[str, Callable[..., Callable]] = {
@@ -29,6 +32,9 @@ BUILTIN: dict[str, Callable[..., Callable]] = {
         reasoning_gym,
         two_words,
         few_words,
+        sudoku,
+        countdown,
+        digit_image,
     )
 }
 

@@ -24,6 +24,10 @@ class Decoder(Protocol):
 
     admits_midway: bool
     """Whether rows can join while others are under way."""
+    prompt_routes: dict[int, np.ndarray]
+    """Mixture of experts: by the number of each prompt that `admit` prefilled last, [T,layers,k]; else empty."""
+    token_routes: np.ndarray | None
+    """[R,layers,k] of the tokens that `advance` fed last."""
 
     def admit(self, rows: Sequence[tuple[int, tuple[int, ...]]]) -> Tensor:
         """(prompt's number, prompt's ids) of each new row -> their next-token logits [N,V].
@@ -51,6 +55,8 @@ class SharedPrompts:
     admits_midway = True
 
     def __init__(self, network: Network, longest_prompt: int, limit: int) -> None:
+        self.prompt_routes: dict[int, np.ndarray] = {}
+        self.token_routes: np.ndarray | None = None
         self.network = network
         self.limit = limit
         self.longest_prompt = longest_prompt
@@ -72,6 +78,7 @@ class SharedPrompts:
         slot_of = {number: slot for slot, number in enumerate([*self.numbers, *new])}
         logits = {} if self.last[0] < 0 else {self.last[0]: self.last[1]}
         slots_needed = len(self.numbers) + len(new)
+        self.prompt_routes = {}
         for some in _passes(new):
             self._prefill(some, logits, slots_needed)
         slots = np.array([slot_of[number] for number, _ in rows])
@@ -90,10 +97,16 @@ class SharedPrompts:
         lengths = np.array([len(ids) for ids in prompts.values()])
         ids = np.concatenate([np.array(ids, dtype=np.int64) for ids in prompts.values()])
         positions = np.concatenate([np.arange(length) for length in lengths])
-        attention = Prefill(lengths, device)
+        attention, routes = Prefill(lengths, device), self.network.new_pass()
         hidden = self.network.hidden(
-            torch.from_numpy(ids)[None].to(device), torch.from_numpy(positions)[None].to(device), attention=attention
+            torch.from_numpy(ids)[None].to(device),
+            torch.from_numpy(positions)[None].to(device),
+            attention=attention,
+            routes=routes,
         )[0]
+        if routes is not None:
+            parts = np.split(routes.routes().cpu().numpy(), lengths.cumsum()[:-1])
+            self.prompt_routes |= dict(zip(prompts, parts, strict=True))
         ends = torch.from_numpy(lengths.cumsum() - 1).to(device)
         logits |= dict(zip(prompts, self.network.head(hidden[ends]), strict=True))
         first = len(self.numbers)
@@ -111,7 +124,9 @@ class SharedPrompts:
         self.own.reserve(len(self.slots), int(before.max()) + 1, self.limit, like=self.own.buffers)
         attention = Decode(own=self.own, before=before, prompts=self.prompts, seats=self._seats, lengths=lengths)
         positions = torch.from_numpy(before + lengths).to(token.device)
-        hidden = self.network.hidden(token[:, None], positions[:, None], attention=attention)
+        routes = self.network.new_pass()
+        hidden = self.network.hidden(token[:, None], positions[:, None], attention=attention, routes=routes)
+        self.token_routes = None if routes is None else routes.routes().cpu().numpy()
         self.used = before + 1
         return self.network.head(hidden[:, -1])
 
@@ -149,6 +164,8 @@ class CopiedCache:
     admits_midway = False
 
     def __init__(self, network: Network, pad_id: int) -> None:
+        self.prompt_routes: dict[int, np.ndarray] = {}
+        self.token_routes: np.ndarray | None = None
         self.network = network
         self.pad_id = pad_id
         self.cache: Any = None
@@ -172,9 +189,13 @@ class CopiedCache:
         mask_tensor = torch.from_numpy(mask).to(device)
         positions = (mask_tensor.long().cumsum(dim=1) - 1).clamp(min=0)
         self.cache, self.is_ragged = self.network.new_cache(), not mask.all()
+        routes = self.network.new_pass()
         logits = self.network.next_logits(
-            torch.from_numpy(ids).to(device), self.cache, positions, mask_tensor if self.is_ragged else None
+            torch.from_numpy(ids).to(device), self.cache, positions, mask_tensor if self.is_ragged else None, routes
         )
+        if routes is not None:
+            found = routes.routes().cpu().numpy().reshape(*mask.shape, len(routes.own), -1)
+            self.prompt_routes = {number: found[i][mask[i]] for i, number in enumerate(prompts)}
         order = list(prompts)
         repeat = torch.tensor([order.index(number) for number, _ in rows], device=device)
         self.cache.batch_select_indices(repeat)
@@ -186,7 +207,9 @@ class CopiedCache:
     def advance(self, token: Tensor) -> Tensor:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
         mask = self.mask if self.is_ragged else None
-        logits = self.network.next_logits(token[:, None], self.cache, self.lengths[:, None], mask)
+        routes = self.network.new_pass()
+        logits = self.network.next_logits(token[:, None], self.cache, self.lengths[:, None], mask, routes)
+        self.token_routes = None if routes is None else routes.routes().cpu().numpy()
         self.lengths = self.lengths + 1
         return logits
 

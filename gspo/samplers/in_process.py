@@ -6,6 +6,7 @@ the arithmetic is a function of weights and counters alone, so that the same sta
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor
 
 from gspo.policies.network import Network
+from gspo.policies.routing import Routes
 from gspo.samplers.base import SampleRequest
 from gspo.samplers.decoding import CopiedCache, Decoder, SharedPrompts, can_share_prompts
 from gspo.samplers.kv_store import closed_up
+from gspo.samplers.route_log import RouteLog
 from gspo.samplers.streams import stream_keys, uniforms
 from gspo.sampling import Sampling, draw
 from gspo.types import Completion
@@ -69,10 +72,13 @@ class InProcess:
             if self._shares_prompts
             else CopiedCache(self.network, self.pad_id)
         )
-        wave = _Wave(requests, sampling, decoder, self.stop_ids, self.max_rows)
-        for number in wave.groups():
-            rows = range(wave.first[number], wave.first[number] + requests[number].n)
-            yield number, [self._completion(wave, row) for row in rows]
+        prompts, inputs = [r.prompt_ids for r in requests], [r.inputs for r in requests]
+        with self.network.seeing(prompts, inputs, is_trained=False) as read:
+            own = [replace(request, prompt_ids=ids) for request, ids in zip(requests, read, strict=True)]
+            wave = _Wave(own, sampling, decoder, self.stop_ids, self.max_rows)
+            for number in wave.groups():
+                rows = range(wave.first[number], wave.first[number] + requests[number].n)
+                yield number, [self._completion(wave, row) for row in rows]
 
     def _completion(self, wave: "_Wave", row: int) -> Completion:
         length = wave.lengths[row]
@@ -81,7 +87,15 @@ class InProcess:
             logprobs=tuple(wave.logprobs[row, :length].tolist()),
             policy_version=self.version,
             finish_reason="stop" if wave.is_stopped[row] else "length",
+            replay=self._routes(wave, row),
         )
+
+    def _routes(self, wave: "_Wave", row: int) -> Routes | None:
+        """Where the tokens of a mixture of experts went."""
+        routers = self.network.routers
+        if routers is None:
+            return None
+        return Routes.of(wave.routes.of(row, wave.prompts[row][0], wave.lengths[row] - 1), routers.num_experts)
 
 
 def _order(request: SampleRequest) -> tuple[int, ...]:
@@ -112,6 +126,7 @@ class _Wave:
         self.logprobs = np.zeros((count, limit), dtype=np.float32)
         self.lengths = np.zeros(count, dtype=np.int64)
         self.is_stopped = np.zeros(count, dtype=bool)
+        self.routes = RouteLog(count, limit)
         self.admitted = 0
         self.live = np.zeros(0, dtype=np.int64)
         """The completion of each row."""
@@ -157,7 +172,11 @@ class _Wave:
             self.decoder.keep(order)
             self.live, self.running = self.live[order], self.running[order]
             token = token[torch.from_numpy(order).to(token.device)]
-        return self.decoder.advance(token) if going else None
+        if not going:
+            return None
+        logits = self.decoder.advance(token)
+        self.routes.fed(self.live, self.lengths[self.live] - 1, self.decoder.token_routes)
+        return logits
 
     def _joined(self, logits: Tensor | None) -> Tensor | None:
         """`logits` and behind them those of waiting completions, as many as there is room for."""
@@ -165,6 +184,7 @@ class _Wave:
         if until == self.admitted or (len(self.live) and not self.decoder.admits_midway):
             return logits
         new = self.decoder.admit(self.prompts[self.admitted : until])
+        self.routes.prefilled(self.decoder.prompt_routes)
         self.live = np.concatenate([self.live, np.arange(self.admitted, until)])
         self.running = np.concatenate([self.running, np.ones(until - self.admitted, dtype=bool)])
         self.admitted = until

@@ -7,8 +7,12 @@ from gspo.tasks.addition import addition
 from gspo.tasks.base import Dataset
 from gspo.tasks.calculator import calculator
 from gspo.tasks.chain_steps import chain_steps
+from gspo.tasks.countdown import countdown
+from gspo.tasks.digit_images import digit_images
+from gspo.tasks.digits import digits
 from gspo.tasks.few_words import few_words
 from gspo.tasks.reasoning_gym import reasoning_gym
+from gspo.tasks.sudoku import sudoku
 from gspo.tasks.two_words import two_words
 
 TASKS = {
@@ -17,6 +21,10 @@ TASKS = {
     "few_words": few_words,
     "calculator": calculator,
     "chain_steps": chain_steps,
+    "sudoku": sudoku,
+    "countdown": countdown,
+    "digits": digits,
+    "digit_images": digit_images,
 }
 SIZING = ("sizing/op_amp", "sizing/rc_ladder")
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gspo.renderers import Renderer
+from gspo.training.experts import changed_experts
 from gspo.training.update import Update
 from gspo.types import Group, Sample
 
@@ -65,7 +66,8 @@ def write_rollouts(
 ) -> None:
     """One row per training sequence. `logprobs` and `entropy` are the policy's at the last update that trained the row;
     a row that skipped the network keeps its old log-probs and has no entropy. In a conversation `mask` says which
-    completion ids the policy chose; it is null where that is all of them."""
+    completion ids the policy chose; it is null where that is all of them. `unit_advantage` is null where all units of a
+    row have one advantage."""
     trained = _facts_by_sample(updates)
     rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
     rows: list[dict[str, Any]] = []
@@ -98,6 +100,7 @@ def write_rollouts(
                 "reward": rollout.reward,
                 **{f"reward/{name}": value for name, value in zip(names, rollout.rewards, strict=True)},
                 "advantage": sample.mean_advantage,
+                "unit_advantage": list(sample.advantage) if isinstance(sample.advantage, tuple) else None,
                 "finish_reason": completion.finish_reason,
                 "ending": rollout.ending,
                 "turns": len(rollout.turns),
@@ -149,7 +152,8 @@ SKIPPED = {"log_ratio": float("nan"), "bound": "none", "skipped": True}
 def write_ledger(folder: RunFolder, step: int, updates: Sequence[Update]) -> None:
     """One row per sequence per update: what its ratio was, which bound it hit, how hard it pulled.
 
-    `bound` is that of a sequence ratio; token ratios have counts of clipped tokens instead.
+    `bound` is that of a sequence ratio; token ratios have counts of clipped tokens instead. Of a mixture of experts,
+    `changed_experts` is the share of the sequence's expert choices that are not those of the old log-probs.
     """
     rows: list[dict[str, Any]] = []
     has_tokens = any(u.result is not None and u.result.explanation.level == "token" for u in updates)
@@ -187,8 +191,11 @@ def _row_facts(update: Update) -> dict[int, dict[str, Any]]:
     low = ((why.bound < 0) & mask).sum(dim=1).tolist()
     high = ((why.bound > 0) & mask).sum(dim=1).tolist()
     facts: dict[int, dict[str, Any]] = {}
+    changed = changed_experts(update)
     for i, row in enumerate(update.rows):
         facts[row] = {"log_ratio": mean[i].item(), "bound": "none", "skipped": False}
+        if changed is not None:
+            facts[row]["changed_experts"] = float(changed[i].mean()) if changed[i].size else 0.0
         if why.level == "sequence":
             facts[row]["bound"] = "low" if low[i] else "high" if high[i] else "none"
         else:

@@ -14,6 +14,7 @@ from gspo.policies.trained import Scorer
 from gspo.sinks import Record, Sink
 from gspo.training.batch import MiniBatch, advantage_input, assemble, flatten, mini_batches, on_units, units_of_rollouts
 from gspo.training.evaluate import EvaluationResult, evaluate
+from gspo.training.experts import expert_metrics
 from gspo.training.folder import RunFolder, write_ledger, write_rollouts
 from gspo.training.metrics import (
     Metrics,
@@ -92,6 +93,7 @@ def train_steps(
         metrics = {
             **batch_metrics(parts, collected, samples, updates),
             **update_metrics(updates),
+            **expert_metrics(updates),
             **term_metrics(parts.terms, updates, term_states),
             **_mismatch_metrics(mismatch),
             "num_tokens": float(state.num_tokens),
@@ -158,7 +160,9 @@ def settle_old_logprobs(parts: Parts, state: TrainState, batch: MiniBatch) -> tu
     # Nobody knows how probable completions were where they came from, or the sampler does not say what we score.
     if parts.is_offline or parts.sampler.scores == "none":
         return "policy", None
-    if not any("old" in term.traits.needs for term in parts.terms):
+    if parts.repeats_old_pass:
+        choice = "policy"
+    elif not any("old" in term.traits.needs for term in parts.terms):
         choice = "sampler"  # nothing divides by it
     if choice == "sampler":
         return choice, None

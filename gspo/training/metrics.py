@@ -110,6 +110,7 @@ def update_metrics(updates: Sequence[Update]) -> Metrics:
     out["ratio/token/std"] = token.exp().std(correction=0).item()
     sequence = np.exp(np.concatenate([_sequence_log_ratio(u) for u in done]))
     out["ratio/seq/mean"] = float(sequence.mean())
+    out["ratio/seq/std"] = float(sequence.std())
     for share in (1, 50, 99):
         out[f"ratio/seq/p{share:02d}"] = float(np.quantile(sequence, share / 100))
     out |= _kl(done, masks)

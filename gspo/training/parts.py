@@ -22,6 +22,7 @@ from gspo.collectors import (
 from gspo.collectors.offline import SCORE, OfflineSource, completions_of, is_offline
 from gspo.collectors.pairs import PairCollector
 from gspo.config import RunConfig
+from gspo.corrections import OldProbability, Reweighting
 from gspo.data import Dataset, load_dataset
 from gspo.envs.base import EnvFactory
 from gspo.envs.loading import load_environment
@@ -31,6 +32,8 @@ from gspo.objectives.base import UnitObjective
 from gspo.objectives.corrected import Corrected
 from gspo.phases import Phase
 from gspo.policies.causal_lm import TokenScorer
+from gspo.policies.config import CausalLMConfig, RepresentationConfig
+from gspo.policies.diffusion import ElboScorer
 from gspo.policies.trained import Scorer, TrainedPolicy
 from gspo.renderers import Renderer
 from gspo.requirements import unmet
@@ -40,6 +43,7 @@ from gspo.samplers.base import Sampler
 from gspo.sampling import Sampling
 from gspo.settings import phase_config
 from gspo.training.kinds import build_policy
+from gspo.training.kinds.representation import classes_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +88,24 @@ class Parts:
     sampler: Sampler
     reload: Callable[[Path], nn.Module]
     """See `Built`."""
+    warm_up: Callable[..., int] | None
+    """See `Built`."""
     source: GroupSource | EpisodeSource | OfflineSource
     collector: Collector
     terms: tuple[UnitObjective, ...]
     advantage: AdvantageEstimator
+    width: int = 0
+    """See `Built`."""
 
     @property
     def needs_reference(self) -> bool:
         in_terms = any("reference" in term.traits.needs for term in self.terms)
         return in_terms or "reference" in self.advantage.traits.needs
+
+    @property
+    def repeats_old_pass(self) -> bool:
+        """Whether training needs what the pass for the old log-probs records (R2)."""
+        return isinstance(self.config.policy, CausalLMConfig) and self.config.policy.routing == "R2"
 
     @property
     def is_offline(self) -> bool:
@@ -124,14 +137,20 @@ def build(
     own: dict[str, float] = {SCORE: 1.0} if reads_completions else {}
     if has_environment and config.environment.weight:
         own = {ENVIRONMENT: config.environment.weight}
+    if isinstance(config.policy, RepresentationConfig):
+        own = {"accuracy": config.policy.accuracy, "uniformity": config.policy.uniformity}
+        if config.rewards or given.rewards:
+            raise ValueError('rewards are for completions: policy = "representation" has accuracy and uniformity')
     chosen = tuple(given.rewards) or config.rewards or (() if own else dataset.rewards)
     if reads_completions:
         refuse_sampling(config, has_environment, chosen)
     group_size = len(completions_of(dataset.train[0])) if reads_completions else config.trained_per_prompt
+    if isinstance(config.policy, RepresentationConfig):
+        group_size = len(classes_of(dataset, config.policy))
     refuse_unmet(config, terms, advantage, dataset, len(chosen) + len(own), group_size)
     for phase in config.phase:
         refuse_phase(config, phase, given, dataset, len(chosen) + len(own))
-    built = build_policy(config, terms, report, given.model, given.tokenizer)
+    built = build_policy(config, terms, dataset, report, given.model, given.tokenizer)
     if with_rewards and not chosen and not own:
         raise ValueError(
             f"the data ({dataset.reading}) brings no reward of its own; set [[rewards]] name = ... or function = "
@@ -168,10 +187,12 @@ def build(
         policy=built.policy,
         sampler=built.sampler,
         reload=built.reload,
+        warm_up=built.warm_up,
         source=source,
         collector=collector,
         terms=terms,
         advantage=advantage,
+        width=built.width,
     )
 
 
@@ -222,8 +243,11 @@ def chosen_collector(config: RunConfig, source: GroupSource | EpisodeSource | Of
 def chosen_terms(config: RunConfig, given: Given = Given()) -> tuple[UnitObjective, ...]:
     """The objective under its corrections, then the terms that add to it."""
     objective = given.objective or config.objective
-    if config.corrections:
-        objective = Corrected(base=objective, corrections=config.corrections)
+    corrections: tuple[Reweighting, ...] = config.corrections
+    if isinstance(config.policy, RepresentationConfig) and config.policy.weighting == "pi_old":
+        corrections = (OldProbability(), *corrections)
+    if corrections:
+        objective = Corrected(base=objective, corrections=corrections)
     return as_terms((objective, *config.terms, *given.terms))
 
 
@@ -245,6 +269,7 @@ def refuse_unmet(
         updates_per_rollout=updates,
         columns=columns,
         reward_functions=reward_functions,
+        units_compete=config.policy.name == "representation",
     )
     if problems:
         raise ValueError("; ".join(problems))
@@ -272,7 +297,7 @@ def saved_reference(parts: Parts, folder: Path) -> Scorer:
 
 def _without_adapters(parts: Parts) -> Scorer:
     scorer = parts.policy.scorer
-    assert isinstance(scorer, TokenScorer)
+    assert isinstance(scorer, TokenScorer | ElboScorer)
     return replace(scorer, without_adapters=True)
 
 
@@ -282,5 +307,6 @@ def export_model(parts: Parts, folder: Any) -> None:
     if parts.config.lora.rank:
         model = copy.deepcopy(model).merge_and_unload()
     model.save_pretrained(folder)
-    if parts.loaded.tokenizer is not None:
-        parts.loaded.tokenizer.save_pretrained(folder)
+    reader = parts.loaded.processor or parts.loaded.tokenizer
+    if reader is not None:
+        reader.save_pretrained(folder)

@@ -193,6 +193,16 @@ def cold_start(parts: Parts, console: Console, should_stop: Callable[[], bool]) 
     settings = parts.config.cold_start
     if not settings.steps:
         return 0
+    if parts.warm_up is not None:
+        console.phase("pre-training", settings.steps)
+
+        def show(step: int, loss: float) -> bool:
+            console.advance(1, loss=loss)
+            return should_stop()
+
+        steps = parts.warm_up(parts.dataset.cold_start or parts.dataset.train, show)
+        parts.policy.weights.adopt()
+        return steps
     rows = parts.dataset.cold_start or completions_to_imitate(parts.dataset.train)
     if not rows:
         raise ValueError("cold_start.steps is set but the data has no completion column to imitate")
@@ -223,6 +233,7 @@ def cold_start(parts: Parts, console: Console, should_stop: Callable[[], bool]) 
         warmup_steps=settings.warmup_steps,
         seed=parts.config.seed,
         is_done=is_done,
+        width=parts.width,
     )
     parts.policy.weights.adopt()
     return steps

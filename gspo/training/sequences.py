@@ -23,7 +23,7 @@ class Piece:
     logprobs: tuple[float, ...]
     """The sampler's; 0 where the environment spoke."""
     replay: Any = None
-    """See `Completion`; of a piece of several turns, nothing."""
+    """See `Completion`; of a piece of several turns, that of its first turn, `followed_by` those of the others."""
 
 
 def pieces_of(turns: Sequence[Turn]) -> list[Piece]:
@@ -46,7 +46,10 @@ def pieces_of(turns: Sequence[Turn]) -> list[Piece]:
         last = found[-1] if found else None
         if last is None or not extends(turn.prompt_ids, last):
             mask = (True,) * len(said.ids)
-            found.append(Piece(prompt_ids=turn.prompt_ids, ids=said.ids, mask=mask, logprobs=said.logprobs))
+            piece = Piece(
+                prompt_ids=turn.prompt_ids, ids=said.ids, mask=mask, logprobs=said.logprobs, replay=said.replay
+            )
+            found.append(piece)
             continue
         reply = turn.prompt_ids[len(last.prompt_ids) + len(last.ids) :]
         found[-1] = Piece(
@@ -54,6 +57,7 @@ def pieces_of(turns: Sequence[Turn]) -> list[Piece]:
             ids=last.ids + reply + said.ids,
             mask=last.mask + (False,) * len(reply) + (True,) * len(said.ids),
             logprobs=last.logprobs + (0.0,) * len(reply) + said.logprobs,
+            replay=None if last.replay is None or said.replay is None else last.replay.followed_by(said.replay),
         )
     return found or [Piece(prompt_ids=(), ids=(), mask=(), logprobs=())]
 

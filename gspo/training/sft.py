@@ -40,6 +40,7 @@ def fine_tune(args: argparse.Namespace, overrides: Sequence[str], plain: bool | 
             warmup_steps=args.warmup_steps,
             seed=config.seed,
             is_done=show,
+            width=parts.width,
         )
         export_model(parts, args.out)
         console.message(f"model: {args.out}")

@@ -9,6 +9,8 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    OlmoeConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
@@ -57,6 +59,10 @@ OTHERS = {
     "mistral-sliding": MistralConfig(**SHAPE, sliding_window=4),
     "qwen3-moe": Qwen3MoeConfig(
         **SHAPE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, decoder_sparse_step=1
+    ),
+    "mixtral-moe": MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
+    "olmoe": OlmoeConfig(
+        **{k: v for k, v in SHAPE.items() if k != "head_dim"}, num_experts=4, num_experts_per_tok=2, clip_qkv=None
     ),
     "gpt2": GPT2Config(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=None, eos_token_id=1

@@ -55,6 +55,20 @@ VARIANTS = {
         ("collector.continuation", "random"),
     ),
     "pairs of a file": (("data.path", PAIRS), ("rewards", []), ("objective", "dpo")),
+    "experts, free": (("tiny.experts", 4), ("policy", {"name": "causal_lm", "balance_coef": 0.01})),
+    "experts, R2": (("tiny.experts", 4), ("policy", {"name": "causal_lm", "routing": "R2"}), ("optimizer.lr", 0.01)),
+    "experts, R3, a sampler in bf16, epochs": (
+        ("tiny.experts", 4),
+        ("policy", {"name": "causal_lm", "routing": "R3", "sampler_dtype": "bfloat16"}),
+        ("optimizer.lr", 0.01),
+        ("epochs", 2),
+    ),
+    "experts, R3, turns, shared rows": (
+        ("tiny.experts", 4),
+        ("policy", {"name": "causal_lm", "routing": "R3"}),
+        ("environment.function", GUESSING),
+        ("layout", "shared_prefix"),
+    ),
     "cold start": (("cold_start.steps", 3), ("cold_start.batch", 8), ("terms", [{"name": "reference_kl"}])),
 }
 

@@ -15,6 +15,8 @@ PATTERNS = {
     r"environment/ended/.+": "environment/ended/{ending}",
     r"environment/digit": "environment/{fact}",
     r"pairs/.+": "pairs/{kind}",
+    r"experts/changed/update_\d+": "experts/changed/update_",
+    r"experts/changed/layer_\d+": "experts/changed/layer_",
 }
 FOLDER = Path(__file__).parents[1] / "resume"
 GUESSING = ("environment.function", f"{FOLDER / 'guessing.py'}:Guessing")
@@ -26,6 +28,7 @@ RUNS = {
     ),
     "drafts": (("collector.drafts.number", 2), ("collector.drafts.template", "{draft} {prompt}")),
     "turns": (GUESSING,),
+    "experts": (("tiny.experts", 4), ("optimizer.lr", 0.01)),
     "forks": (GUESSING, ("collector.forks", True)),
     "given pairs": (("data.path", str(FOLDER / "pairs.jsonl")), ("rewards", []), ("objective", "dpo")),
     "pairs that were found": (

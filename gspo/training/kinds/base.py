@@ -25,8 +25,12 @@ class Built:
     """The model that `save_pretrained` wrote into a folder, on the run's device and in its dtype: a reference."""
     source: Callable[..., Any] | None = None
     """Makes groups, called with the fields of `GroupSource`; None: `GroupSource` itself."""
+    warm_up: Callable[..., int] | None = None
+    """Steps before reinforcement learning, called with rows and `is_done`; None: imitation of the rows' completions."""
     context: int = 0
     """Most tokens of a prompt and its completion; 0: not known."""
+    width: int = 0
+    """Positions of every completion, where all have one length and end tokens fill it up; 0: as long as they are."""
 
 
 def dtype_name(module: Any) -> Any:

@@ -1,0 +1,49 @@
+"""Prompts with images: through the model's processor, into token ids and what else the model takes."""
+
+from typing import Any
+
+import numpy as np
+
+IMAGE_COLUMNS = ("images", "image")
+"""Columns of the data that hold a prompt's images: pictures, arrays, or paths."""
+NOT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def images_of(row: dict[str, Any]) -> list[Any]:
+    """The images of a row, in the order in which its prompt names them."""
+    for name in IMAGE_COLUMNS:
+        if row.get(name) is not None:
+            found = row[name]
+            return list(found) if isinstance(found, list | tuple) else [found]
+    return []
+
+
+def read_prompt(renderer: Any, row: dict[str, Any]) -> tuple[tuple[int, ...], dict[str, np.ndarray] | None]:
+    """(token ids, inputs) of a row's prompt; inputs are None where it has no images.
+
+    A text prompt holds the processor's own image tokens; in a conversation a part {"type": "image"} stands for each.
+    """
+    images, processor = images_of(row), getattr(renderer, "processor", None)
+    if not images or processor is None:
+        return renderer.prompt_ids(row["prompt"]), None
+    text = row["prompt"]
+    if renderer.is_chat(text):
+        text = processor.apply_chat_template(renderer.messages(text), add_generation_prompt=True, tokenize=False)
+    try:
+        made = processor(text=text, images=[_loaded(image) for image in images], return_tensors="np")
+    except (ValueError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"the processor cannot read the prompt {str(text)[:60]!r} with {len(images)} images: {error}"
+        ) from error
+    ids = np.asarray(made["input_ids"])[0].tolist()
+    ids = ids[:-1] if ids and ids[-1] in renderer.stop_ids else ids
+    return tuple(ids), {name: np.asarray(value) for name, value in made.items() if name not in NOT_INPUTS}
+
+
+def _loaded(image: Any) -> Any:
+    """A picture from a path; anything else as it is."""
+    if not isinstance(image, str):
+        return image
+    from transformers.image_utils import load_image
+
+    return load_image(image)
