@@ -9,10 +9,9 @@ import numpy as np
 
 from gspo.collectors.source import Wave, next_rows
 from gspo.data import Row
-from gspo.policies.config import RepresentationConfig
-from gspo.policies.representation import class_rewards
 from gspo.renderers.classes import ClassRenderer
 from gspo.rewards import Rewards
+from gspo.rewards.classes import class_rewards
 from gspo.samplers.base import Sampler, SampleRequest
 from gspo.sampling import Sampling
 from gspo.types import Completion, Group, Rollout, Turn, UnitRewards
@@ -33,7 +32,9 @@ class ClassSource:
     group_size: int
     """Not read: a group is the set of classes."""
     seed: int
-    settings: RepresentationConfig
+    accuracy: float
+    uniformity: float
+    """Weights of the two rewards."""
     prepare: Callable[[Any], np.ndarray]
     """From a row's image to an array [K,H,W]."""
     failure_limit: float = 1.0
@@ -69,7 +70,7 @@ class ClassSource:
         classes = len(self.renderer.classes)
         probabilities = np.exp(np.array(completion.logprobs)).reshape(-1, classes)
         labels = self.labels(row, len(probabilities))
-        values, total = class_rewards(probabilities, labels, self.settings)
+        values, total = class_rewards(probabilities, labels, accuracy=self.accuracy, uniformity=self.uniformity)
         # What a draw from the old policy would earn, on average.
         expected = lambda rewards: float((probabilities.ravel() * rewards).sum() / len(labels))  # noqa: E731
         rollout = Rollout(

@@ -73,7 +73,7 @@ class TokenScorer:
         return replace(self, scoring=Sampling(), routing="free")
 
     def counted(self, step: Step) -> Step:
-        """For the load-balancing loss: the experts' shares, from the routes of the rows, or from a pass that finds them."""
+        """For the load-balancing loss: the experts' shares, from the rows' routes, or from a pass that finds them."""
         if not self.balance_coef:
             return step
         records = step.payload.replay

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gspo.policies.config import RepresentationConfig
 from gspo.policies.master import AdamW
 from gspo.policies.payload import Payload
 from gspo.policies.trained import TrainedPolicy, scored
@@ -192,21 +191,3 @@ def RepresentationPolicy(
     """A policy over the classes of `head`, from modules: see `RepresentationModel`."""
     network = RepresentationNetwork(RepresentationModel(backbone, head, pool, is_dense).eval())
     return TrainedPolicy(ClassScorer(network=network, micro_batch_tokens=micro_batch_tokens), optimizer)
-
-
-def class_rewards(
-    old_probabilities: np.ndarray, labels: np.ndarray, settings: RepresentationConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards of every class of every question: ([Q*C, 2] accuracy and uniformity, [Q*C] their weighted sum).
-
-    r_acc = 1 for the label. r_uni = -pi_old(i) for a wrong class i: wrong answers lose in proportion to their
-    probability, which spreads what is left of it evenly. The paper gives both in words; this formula for r_uni is a
-    proposal (certainty: unverified), and policy.uniformity its scale.
-
-    old_probabilities [Q,C], labels [Q] int.
-    """
-    accuracy = np.zeros_like(old_probabilities)
-    accuracy[np.arange(len(labels)), labels] = 1.0
-    uniformity = -old_probabilities * (1.0 - accuracy)
-    values = np.stack([accuracy.ravel(), uniformity.ravel()], axis=1)
-    return values, values @ np.array([settings.accuracy, settings.uniformity])

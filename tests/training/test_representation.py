@@ -20,8 +20,9 @@ from gspo.objectives.corrected import Corrected
 from gspo.policies import Payload, RepresentationPolicy
 from gspo.policies.config import RepresentationConfig
 from gspo.policies.master import AdamW
-from gspo.policies.representation import RepresentationModel, class_rewards
+from gspo.policies.representation import RepresentationModel
 from gspo.rewards import RewardConfig
+from gspo.rewards.classes import class_rewards
 from gspo.samplers.base import SampleRequest
 from gspo.samplers.class_set import ClassSet
 from gspo.sampling import Sampling
@@ -178,7 +179,7 @@ def test_ratio_is_one_to_the_bit_after_the_sampler():
 def test_rewards_by_hand():
     """Two questions of three classes; the label earns 1, a wrong class minus lambda times its probability."""
     old = np.array([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1]])
-    values, total = class_rewards(old, np.array([0, 2]), RepresentationConfig(accuracy=2.0, uniformity=0.5))
+    values, total = class_rewards(old, np.array([0, 2]), accuracy=2.0, uniformity=0.5)
     np.testing.assert_allclose(values[:, 0], [1, 0, 0, 0, 0, 1])
     np.testing.assert_allclose(values[:, 1], [0, -0.3, -0.2, -0.1, -0.8, 0])
     np.testing.assert_allclose(total, [2, -0.15, -0.1, -0.05, -0.4, 2])

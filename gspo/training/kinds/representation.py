@@ -63,7 +63,7 @@ def build_representation(
         policy=TrainedPolicy(scorer, config.optimizer),
         sampler=ClassSet(network, IMAGES_AT_ONCE),
         reload=reload,
-        source=partial(ClassSource, settings=settings, prepare=prepare),
+        source=partial(ClassSource, accuracy=settings.accuracy, uniformity=settings.uniformity, prepare=prepare),
         warm_up=partial(pretrain, network, prepare, config),
     )
 
