@@ -12,7 +12,7 @@ train: .make/run
 	$(BIN)/gspo train $(ARGS)
 
 test: .make/dev
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
 
 check-slow: .make/dev
 	$(TEST_ENV) $(BIN)/python -m pytest -m "slow" $(ARGS)

@@ -112,6 +112,19 @@ def finished_run(config: RunConfig, keep_checkpoints: bool = False, given: Given
     return folder
 
 
+def run_or_failure(config: RunConfig, folder: Path) -> str:
+    """Makes sure of the run; what it said if it diverged, which is not tried again."""
+    noted = folder / "failure.txt"
+    if not noted.is_file():
+        try:
+            finished_run(config)
+        except ValueError as error:
+            if "diverged" not in str(error):
+                raise
+            noted.write_text(str(error))
+    return noted.read_text() if noted.is_file() else ""
+
+
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The lines of metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

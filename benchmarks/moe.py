@@ -26,10 +26,10 @@ from experiment import (
     points_of,
     put_record,
     read_metrics,
+    run_or_failure,
     started_model,
 )
 from figures import band, grid, label, points, save
-from objectives import run_or_failure
 
 from gspo.config import Checkpoints, ColdStart, OldLogprobs, RunConfig
 from gspo.models import TinyConfig

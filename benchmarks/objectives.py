@@ -19,13 +19,13 @@ from experiment import (
     ADDITION,
     ROOT,
     alone,
-    finished_run,
     over_seeds,
     percent,
     points_of,
     put_table,
     read_metrics,
     rounded,
+    run_or_failure,
     started_model,
 )
 from figures import band, grid, label, save, smooth
@@ -112,19 +112,6 @@ def run_of(plan: Plan, name: str, seed: int) -> dict[str, Any]:
         "updates": config.steps * config.updates_per_step * config.epochs,
         "seconds": 0.0 if failure else read_summary(folder)["seconds"],
     }
-
-
-def run_or_failure(config: RunConfig, folder: Path) -> str:
-    """Makes sure of the run; what it said if it diverged, which is not tried again."""
-    noted = folder / "failure.txt"
-    if not noted.is_file():
-        try:
-            finished_run(config)
-        except ValueError as error:
-            if "diverged" not in str(error):
-                raise
-            noted.write_text(str(error))
-    return noted.read_text() if noted.is_file() else ""
 
 
 def over_runs(plan: Plan, name: str) -> dict[str, Any]:

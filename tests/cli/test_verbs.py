@@ -107,9 +107,10 @@ def test_plan(gspo, monkeypatch, tmp_path, name):
     """Also where nothing was downloaded or converted yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
     said = gspo("plan", name)
-    assert said.code == 0 and "optimizer updates" in said.out and "TRL (GRPOConfig)" in said.out
-    is_counted = model_of(name) == "tiny" and table_of(name).get("policy", {}).get("name") != "diffusion"
-    assert ("memory, estimated" in said.out) == is_counted
+    kind = table_of(name).get("policy", {}).get("name", "causal_lm")
+    assert said.code == 0 and "optimizer updates" in said.out
+    assert ("TRL (GRPOConfig)" in said.out) == (kind != "representation")
+    assert ("memory, estimated" in said.out) == (model_of(name) == "tiny" and kind == "causal_lm")
 
 
 @pytest.mark.parametrize(
