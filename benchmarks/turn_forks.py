@@ -41,9 +41,11 @@ from figures import band, grid, label, save, smooth
 from gspo.collectors.episodes import EpisodeSource
 from gspo.config import Checkpoints, ColdStart, CollectorConfig, Evaluation, RunConfig, Schedule
 from gspo.data import DataConfig, Row, load_dataset
+from gspo.envs.circuit import Counting
 from gspo.envs.config import EnvironmentConfig
 from gspo.envs.loading import load_environment
-from gspo.envs.sizing import Assessment, Counting, ProposalEnv, Sizing
+from gspo.envs.proposals import Assessment, ProposalEnv
+from gspo.envs.sizing import Sizing
 from gspo.models import TinyConfig
 from gspo.objectives import GRPO, AdaptiveEntropy
 from gspo.policies.master import AdamW

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from gspo.envs import Action
 from gspo.envs.check import check_env
-from gspo.envs.sizing import Circuit, Counting, Metric, Parameter, SimulationError, Sizing, prompt_of
+from gspo.envs.circuit import Circuit, Counting, Metric, Parameter, SimulationError
+from gspo.envs.proposals import prompt_of
+from gspo.envs.sizing import Sizing
 
 SPECS = "gain>=20 bw>=20 pw<=0.5"
 PROPOSALS = ("w=20 rd=5 vb=1", "w=50 rd=8 vb=0.9", "w=100 rd=40 vb=1.6", "w=80 rd=8 vb=0.87")

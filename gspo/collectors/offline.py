@@ -16,7 +16,6 @@ from typing import Any
 from gspo.collectors.source import Wave, next_rows
 from gspo.data import Row
 from gspo.renderers import Renderer
-from gspo.renderers.vision import read_prompt
 from gspo.types import Completion, Group, Rollout, Turn
 
 PAIR, SCORED = ("chosen", "rejected"), ("completions", "scores")
@@ -48,7 +47,7 @@ class OfflineSource:
 
 def group_of(row: Row, prompt_id: int, number: int, renderer: Renderer) -> Group:
     """Raises ValueError for a row that is no group, with what is wrong in it."""
-    prompt_ids, inputs = read_prompt(renderer, row)
+    prompt_ids, inputs = renderer.read(row)
     rollouts = []
     for index, (content, score) in enumerate(completions_of(row)):
         text = _text(content)

@@ -11,14 +11,10 @@ from gspo.collectors.meanwhile import Meanwhile
 from gspo.data import Row, rows_at
 from gspo.renderers import Renderer
 from gspo.renderers.images import ImageRenderer
-from gspo.renderers.vision import read_prompt
 from gspo.rewards import Rewards, Scored, check_failures, joined
 from gspo.samplers.base import Sampler, SampleRequest, SamplesEach
 from gspo.sampling import Sampling
 from gspo.types import Completion, Group, Rollout, Turn
-
-IMAGES = "images"
-"""Column in which rewards find the decoded images of an image policy's completions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +82,7 @@ class GroupSource:
         Completions of another `turn` are drawn from random streams of their own.
         """
         started = time.perf_counter()
-        read = [read_prompt(self.renderer, row) for _, row in rows]
+        read = [self.renderer.read(row) for _, row in rows]
         prompts = [ids for ids, _ in read]
         requests = [
             SampleRequest(
@@ -137,8 +133,7 @@ class GroupSource:
         flat = [(number, index, row, ids, c) for number, _, row, ids, group in ended for index, c in enumerate(group)]
         texts = [self.renderer.ended_text(completion.ids) for *_, completion in flat]
         columns = columns_of([row for _, _, row, *_ in flat])
-        if isinstance(self.renderer, ImageRenderer):
-            columns[IMAGES] = [self.renderer.image(completion.ids) for *_, completion in flat]
+        columns |= self.renderer.shown([completion.ids for *_, completion in flat])
         scored = self.rewards.score(
             [row["prompt"] for _, _, row, *_ in flat],
             [self.renderer.answer(text) for text in texts],

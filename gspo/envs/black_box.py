@@ -37,18 +37,8 @@ from types import ModuleType
 
 import numpy as np
 
-from gspo.envs.sizing import (
-    UNKNOWN,
-    Assessment,
-    Format,
-    Parameter,
-    ProposalEnv,
-    Value,
-    check_episode,
-    number,
-    read,
-    written,
-)
+from gspo.envs.circuit import UNKNOWN, Parameter
+from gspo.envs.proposals import Assessment, Format, ProposalEnv, Value, check_episode, number, read, written
 from gspo.renderers import Prompt
 from gspo.tasks.base import Row
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gspo.envs.sizing import Circuit, Metric, Parameter, SimulationError
+from gspo.envs.circuit import Circuit, Metric, Parameter, SimulationError
 
 # ---- the two-stage op-amp
 

@@ -1,34 +1,104 @@
-"""A model of image tokens seen as five functions: embeddings of prompts and of codes, a body, a head over codes.
+"""A model of image tokens: prompts in front of image codes, which live in its vocabulary or in modules of their own.
 
 Rows are laid out as prompt, then codes, with prompts padded on the left: all codes of a batch stand at the same places.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 
-class ImageNetwork:
-    """A causal language model whose vocabulary has `levels` image tokens in a row from `first_id` on.
+class Codes(Protocol):
+    """Where a model keeps its image codes: their number, and how they are embedded, predicted and left unprompted."""
 
-    `null_ids`: the prompt of the unconditional model, for guidance; it stands in place of a whole prompt.
-    """
+    @property
+    def levels(self) -> int: ...
+    def check(self, model: nn.Module) -> None:
+        """Raises ValueError where the model has no such codes."""
+        ...
 
-    def __init__(self, model: nn.Module, *, levels: int, first_id: int, null_ids: Sequence[int], pad_id: int) -> None:
-        self.model, self.levels, self.first_id = model, levels, first_id
-        self.null_ids, self.pad_id = tuple(null_ids), pad_id
-        self.check()
+    def body(self, model: nn.Module) -> nn.Module: ...
+    def embed(self, model: nn.Module, codes: Tensor) -> Tensor: ...
+    def logits(self, model: nn.Module, hidden: Tensor) -> Tensor:
+        """[...,D] -> [...,levels], of the image codes alone."""
+        ...
 
-    def check(self) -> None:
-        """Raises ValueError where the model has no such tokens."""
-        size = self.model.get_input_embeddings().weight.shape[0]
+    def unconditional(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
+        """What stands in place of a prompt for the unconditional model of guidance."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyCodes:
+    """`levels` tokens of the vocabulary in a row, from `first_id` on."""
+
+    levels: int
+    first_id: int
+    null_ids: tuple[int, ...]
+    """The prompt of the unconditional model."""
+
+    def check(self, model: nn.Module) -> None:
+        size = model.get_input_embeddings().weight.shape[0]
         if self.first_id < 0 or self.first_id + self.levels > size:
             raise ValueError(
                 f"policy.levels = {self.levels} image tokens from id {self.first_id} on do not fit into a vocabulary "
                 f"of {size}"
             )
+
+    def body(self, model: nn.Module) -> nn.Module:
+        return model.base_model
+
+    def embed(self, model: nn.Module, codes: Tensor) -> Tensor:
+        return model.get_input_embeddings()(codes + self.first_id)
+
+    def logits(self, model: nn.Module, hidden: Tensor) -> Tensor:
+        output = model.get_output_embeddings()
+        rows = slice(self.first_id, self.first_id + self.levels)
+        bias = None if output.bias is None else output.bias[rows]
+        return nn.functional.linear(hidden, output.weight[rows], bias)
+
+    def unconditional(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
+        return self.null_ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class JanusCodes:
+    """transformers' Janus: embeddings, aligner and head of image codes are modules of their own.
+
+    The unconditional prompt is the prompt with all but its begin tokens padded, as transformers generates.
+    """
+
+    levels: int
+    begin_ids: tuple[int, ...]
+    pad_id: int
+
+    def check(self, model: nn.Module) -> None:
+        size = model.model.generation_embeddings.weight.shape[0]
+        if self.levels != size:
+            raise ValueError(f"policy.levels is {self.levels}, and the model has {size} image codes")
+
+    def body(self, model: nn.Module) -> nn.Module:
+        return model.model.language_model
+
+    def embed(self, model: nn.Module, codes: Tensor) -> Tensor:
+        return model.prepare_embeddings_for_image_generation(codes)
+
+    def logits(self, model: nn.Module, hidden: Tensor) -> Tensor:
+        return model.model.generation_head(hidden)
+
+    def unconditional(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(i if i in self.begin_ids else self.pad_id for i in prompt)
+
+
+class ImageNetwork:
+    """A model that writes image codes behind a prompt. Raises ValueError where it has no such codes."""
+
+    def __init__(self, model: nn.Module, codes: Codes, pad_id: int) -> None:
+        codes.check(model)
+        self.model, self.codes, self.pad_id = model, codes, pad_id
 
     @property
     def device(self) -> torch.device:
@@ -43,27 +113,17 @@ class ImageNetwork:
 
     def with_model(self, model: nn.Module) -> "ImageNetwork":
         """The same network under other weights, for scoring."""
-        return type(self)(model, levels=self.levels, first_id=self.first_id, null_ids=self.null_ids, pad_id=self.pad_id)
+        return ImageNetwork(model, self.codes, self.pad_id)
 
-    def unconditional(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
-        return self.null_ids
-
-    @property
-    def body(self) -> nn.Module:
-        return self.model.base_model
+    def head(self, hidden: Tensor) -> Tensor:
+        """[...,D] -> [...,levels] logits of the image codes alone."""
+        return self.codes.logits(self.model, hidden)
 
     def embed_prompt(self, ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids)
 
     def embed_codes(self, codes: Tensor) -> Tensor:
-        return self.model.get_input_embeddings()(codes + self.first_id)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """[...,D] -> [...,levels] logits of the image tokens alone."""
-        output = self.model.get_output_embeddings()
-        rows = slice(self.first_id, self.first_id + self.levels)
-        bias = None if output.bias is None else output.bias[rows]
-        return nn.functional.linear(hidden, output.weight[rows], bias)
+        return self.codes.embed(self.model, codes)
 
     def states(self, prompts: Sequence[tuple[int, ...]], codes: Tensor) -> Tensor:
         """[N,L,D]: hidden states that predict each of the codes [N,L], given those before it."""
@@ -87,7 +147,7 @@ class ImageNetwork:
     def _run(self, given: Tensor, mask: Tensor, cache: Any) -> Tensor:
         """Embeddings [N,T,D] behind what the cache holds; `mask` [N, past + T]."""
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -given.shape[1] :]
-        out = self.body(
+        out = self.codes.body(self.model)(
             inputs_embeds=given,
             attention_mask=mask,
             position_ids=positions,
@@ -95,32 +155,6 @@ class ImageNetwork:
             use_cache=cache is not None,
         )
         return out.last_hidden_state
-
-
-class JanusNetwork(ImageNetwork):
-    """transformers' Janus: embeddings, aligner and head of image codes are modules of their own.
-
-    The unconditional prompt is the prompt with all but its begin tokens padded, as transformers generates.
-    """
-
-    def check(self) -> None:
-        size = self.model.model.generation_embeddings.weight.shape[0]
-        if self.levels != size:
-            raise ValueError(f"policy.levels is {self.levels}, and the model has {size} image codes")
-
-    @property
-    def body(self) -> nn.Module:
-        return self.model.model.language_model
-
-    def unconditional(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
-        kept = {*self.null_ids}
-        return tuple(i if i in kept else self.pad_id for i in prompt)
-
-    def embed_codes(self, codes: Tensor) -> Tensor:
-        return self.model.prepare_embeddings_for_image_generation(codes)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        return self.model.model.generation_head(hidden)
 
 
 class Drawing:

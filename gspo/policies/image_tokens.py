@@ -59,7 +59,7 @@ class ImageScorer:
         codes = torch.tensor(payload.completion, device=self.network.device)
         logits = self.network.head(self.network.states(payload.prompt, codes))
         if self.is_guided:
-            null = [self.network.unconditional(prompt) for prompt in payload.prompt]
+            null = [self.network.codes.unconditional(prompt) for prompt in payload.prompt]
             logits = guided(logits, self.network.head(self.network.states(null, codes)), self.guidance)
         chosen = codes.flatten()
         logprobs = sampling_logits(logits.flatten(0, 1), self.sampling, keep=chosen).log_softmax(dim=-1)

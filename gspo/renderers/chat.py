@@ -1,7 +1,9 @@
 """Turns prompts into token ids and sampled ids into text, with any transformers tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+
+from gspo.renderers.vision import images_of, read_with_images
 
 Messages = list[dict[str, Any]]
 Prompt = str | Messages
@@ -57,6 +59,21 @@ class Renderer:
     def is_chat(self, prompt: Prompt) -> bool:
         """Whether a prompt goes through the chat template."""
         return not isinstance(prompt, str) or self.chat == "always" or bool(self.system_prompt)
+
+    def read(self, row: Mapping[str, Any]) -> tuple[tuple[int, ...], Any]:
+        """(token ids, inputs) of a data row's prompt; inputs are None where the model or the row has no images.
+
+        A text prompt holds the processor's own image tokens; in a conversation {"type": "image"} stands for each.
+        """
+        prompt, images = row["prompt"], images_of(row)
+        if not images or self.processor is None:
+            return self.prompt_ids(prompt), None
+        if self.is_chat(prompt):
+            prompt = self.processor.apply_chat_template(
+                self.messages(prompt), add_generation_prompt=True, tokenize=False
+            )
+        ids, inputs = read_with_images(self.processor, prompt, images)
+        return tuple(ids[:-1] if ids and ids[-1] in self.stop_ids else ids), inputs
 
     def reply_ids(self, content: str | Messages, ended: bool, is_chat: bool) -> tuple[int, ...]:
         """What stands between a sampled completion and the next one, when the environment says `content`.
@@ -138,6 +155,10 @@ class Renderer:
         """The same up to the first end token: a diffusion model fills all positions, those behind it too."""
         end = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
         return self.text(ids[: end + 1])
+
+    def shown(self, completions: Sequence[tuple[int, ...]]) -> dict[str, list[Any]]:
+        """Columns that rewards read beside the texts of completions."""
+        return {}
 
     def answer(self, text: str) -> str:
         """What rewards read: the text, or what follows its last </think>."""

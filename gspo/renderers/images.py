@@ -1,6 +1,6 @@
 """Words and codes: prompts are text, completions the codes of an image, written as characters 0-9a-z or as numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,10 @@ class ImageRenderer:
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         return self.words.prompt_ids(prompt)
 
+    def read(self, row: Mapping[str, Any]) -> tuple[tuple[int, ...], None]:
+        """The token ids of a data row's prompt."""
+        return self.prompt_ids(row["prompt"]), None
+
     def prompt_text(self, ids: tuple[int, ...]) -> str:
         return self.words.prompt_text(ids)
 
@@ -36,6 +40,10 @@ class ImageRenderer:
 
     def pieces(self, ids: tuple[int, ...]) -> list[str]:
         return [written((i,), self.levels) for i in ids]
+
+    def shown(self, completions: Sequence[tuple[int, ...]]) -> dict[str, list[Any]]:
+        """The decoded images, as rewards find them in column `images`."""
+        return {"images": [self.image(ids) for ids in completions]}
 
     def image(self, ids: tuple[int, ...]) -> np.ndarray:
         """The decoded image. Raises ValueError with the decoder's own words where it fails."""

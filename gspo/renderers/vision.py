@@ -18,26 +18,17 @@ def images_of(row: dict[str, Any]) -> list[Any]:
     return []
 
 
-def read_prompt(renderer: Any, row: dict[str, Any]) -> tuple[tuple[int, ...], dict[str, np.ndarray] | None]:
-    """(token ids, inputs) of a row's prompt; inputs are None where it has no images.
-
-    A text prompt holds the processor's own image tokens; in a conversation a part {"type": "image"} stands for each.
-    """
-    images, processor = images_of(row), getattr(renderer, "processor", None)
-    if not images or processor is None:
-        return renderer.prompt_ids(row["prompt"]), None
-    text = row["prompt"]
-    if renderer.is_chat(text):
-        text = processor.apply_chat_template(renderer.messages(text), add_generation_prompt=True, tokenize=False)
+def read_with_images(processor: Any, text: str, images: list[Any]) -> tuple[list[int], dict[str, np.ndarray]]:
+    """(token ids, inputs) of a prompt that holds one of the processor's image tokens for each image."""
     try:
         made = processor(text=text, images=[_loaded(image) for image in images], return_tensors="np")
     except (ValueError, TypeError, IndexError) as error:
         raise ValueError(
             f"the processor cannot read the prompt {str(text)[:60]!r} with {len(images)} images: {error}"
         ) from error
-    ids = np.asarray(made["input_ids"])[0].tolist()
-    ids = ids[:-1] if ids and ids[-1] in renderer.stop_ids else ids
-    return tuple(ids), {name: np.asarray(value) for name, value in made.items() if name not in NOT_INPUTS}
+    return np.asarray(made["input_ids"])[0].tolist(), {
+        name: np.asarray(value) for name, value in made.items() if name not in NOT_INPUTS
+    }
 
 
 def _loaded(image: Any) -> Any:

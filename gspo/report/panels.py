@@ -11,6 +11,13 @@ from gspo.report.numbers import finite, format_percent
 _PHASES = ("sample", "reward", "old_logprobs", "update", "evaluate", "save")
 _COLORS = tuple(f"var(--c{i})" for i in range(1, 7))
 _MOST_POINTS = 300
+_CHANGED_BY_UPDATE = (
+    "Share of the expert choices of completion tokens that are not those of the old log-probs, by mini-batch inside a "
+    "rollout batch; under R2 and R3, what the routers would choose. Above 0 in update 0: sampler and policy differ."
+)
+_CHANGED_BY_LAYER = (
+    "The same share by layer of experts, over the updates behind the first. Later layers see what earlier ones did."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +40,8 @@ def panels(run: Run) -> list[str]:
         _gradient(lines),
         _time(lines),
         _mismatch(run, lines),
-        _changed_experts(lines),
-        _experts_by_layer(lines),
+        _changed_experts(lines, "update", "Changed experts, by update", _CHANGED_BY_UPDATE),
+        _changed_experts(lines, "layer", "Changed experts, by layer", _CHANGED_BY_LAYER),
         _moved_by_experts(lines),
         _signal(lines),
         _kl(lines),
@@ -199,47 +206,21 @@ def _mismatch(run: Run, lines: Sequence[Line]) -> str:
     return _draw(chart)
 
 
-def _changed_experts(lines: Sequence[Line]) -> str:
-    names = sorted(names_under(lines, "experts/changed/update_"), key=_last_number)
+def _changed_experts(lines: Sequence[Line], by: str, title: str, note: str) -> str:
+    """Share of changed expert choices, one line for each "update" or "layer"."""
+    names = sorted(names_under(lines, f"experts/changed/{by}_"), key=_last_number)
     series = [
         Series(
-            name=f"update {_last_number(name)}",
+            name=f"{by} {_last_number(name)}",
             values=column(lines, name),
             color=_shade(i, len(names)),
             readout=format_percent,
         )
         for i, name in enumerate(names)
     ]
-    note = (
-        "Share of the expert choices of completion tokens that are not those of the old log-probs, by mini-batch "
-        "inside a rollout batch; under R2 and R3, what the routers would choose. Above 0 in update 0: sampler and "
-        "policy differ."
-    )
     chart = Chart(
-        title="Changed experts, by update", unit="% of choices", note=note, steps=_steps(lines), series=series,
-        floor=0.0, is_percent=True,
-    )  # fmt: skip
-    return _draw(chart)
-
-
-def _experts_by_layer(lines: Sequence[Line]) -> str:
-    names = sorted(names_under(lines, "experts/changed/layer_"), key=_last_number)
-    series = [
-        Series(
-            name=f"layer {_last_number(name)}",
-            values=column(lines, name),
-            color=_shade(i, len(names)),
-            readout=format_percent,
-        )
-        for i, name in enumerate(names)
-    ]
-    note = (
-        "The same share by layer of experts, over the updates behind the first. Later layers see what earlier ones did."
+        title=title, unit="% of choices", note=note, steps=_steps(lines), series=series, floor=0.0, is_percent=True
     )
-    chart = Chart(
-        title="Changed experts, by layer", unit="% of choices", note=note, steps=_steps(lines), series=series,
-        floor=0.0, is_percent=True,
-    )  # fmt: skip
     return _draw(chart)
 
 

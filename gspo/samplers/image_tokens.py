@@ -49,7 +49,8 @@ class ImageSampler:
         sampling, keys = requests[0].sampling, stream_keys(streams)
         prompts = [request.prompt_ids for request in requests]
         drawing = self.network.start(prompts)
-        blind = None if self.guidance == 1 else self.network.start([self.network.unconditional(p) for p in prompts])
+        null = [self.network.codes.unconditional(prompt) for prompt in prompts]
+        blind = None if self.guidance == 1 else self.network.start(null)
         codes, logprobs = [], []
         for position in range(self.codes):
             logits = drawing.logits if blind is None else guided(drawing.logits, blind.logits, self.guidance)

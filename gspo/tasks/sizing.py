@@ -16,9 +16,11 @@ import numpy as np
 
 from gspo.envs.black_box import BlackBox, draw_optimum, function_of
 from gspo.envs.black_box import prompt_of as black_box_prompt
+from gspo.envs.circuit import Circuit, Levels, Parameter
 from gspo.envs.circuits import CIRCUITS, rc_ladder
-from gspo.envs.sizing import Assessment, Circuit, Format, Levels, Parameter, Sizing, SpecDraws, written
-from gspo.envs.sizing import prompt_of as sizing_prompt
+from gspo.envs.proposals import Assessment, Format, written
+from gspo.envs.proposals import prompt_of as sizing_prompt
+from gspo.envs.sizing import Sizing, SpecDraws
 from gspo.renderers import Prompt
 from gspo.tasks.base import SPLIT_SEED, Dataset, Row, Rows, option, refuse_unknown
 

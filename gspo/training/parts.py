@@ -22,7 +22,7 @@ from gspo.collectors import (
 from gspo.collectors.offline import SCORE, OfflineSource, completions_of, is_offline
 from gspo.collectors.pairs import PairCollector
 from gspo.config import RunConfig
-from gspo.corrections import OldProbability, Reweighting
+from gspo.corrections import Reweighting
 from gspo.data import Dataset, load_dataset
 from gspo.envs.base import EnvFactory
 from gspo.envs.loading import load_environment
@@ -32,7 +32,6 @@ from gspo.objectives.base import UnitObjective
 from gspo.objectives.corrected import Corrected
 from gspo.phases import Phase
 from gspo.policies.causal_lm import TokenScorer
-from gspo.policies.config import CausalLMConfig, RepresentationConfig
 from gspo.policies.diffusion import ElboScorer
 from gspo.policies.trained import Scorer, TrainedPolicy
 from gspo.renderers import Renderer
@@ -42,8 +41,7 @@ from gspo.rewards.scoring import ENVIRONMENT
 from gspo.samplers.base import Sampler
 from gspo.sampling import Sampling
 from gspo.settings import phase_config
-from gspo.training.kinds import build_policy
-from gspo.training.kinds.representation import classes_of
+from gspo.training.kinds import build_policy, competition_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,16 +94,13 @@ class Parts:
     advantage: AdvantageEstimator
     width: int = 0
     """See `Built`."""
+    repeats_old_pass: bool = False
+    """See `Built`."""
 
     @property
     def needs_reference(self) -> bool:
         in_terms = any("reference" in term.traits.needs for term in self.terms)
         return in_terms or "reference" in self.advantage.traits.needs
-
-    @property
-    def repeats_old_pass(self) -> bool:
-        """Whether training needs what the pass for the old log-probs records (R2)."""
-        return isinstance(self.config.policy, CausalLMConfig) and self.config.policy.routing == "R2"
 
     @property
     def is_offline(self) -> bool:
@@ -130,24 +125,30 @@ def build(
     config: RunConfig, given: Given = Given(), report: Callable[[str], None] = print, with_rewards: bool = True
 ) -> Parts:
     """Load model, data and rewards, and put the loop's parts together."""
-    terms, advantage = chosen_terms(config, given), given.advantage or config.advantage
     dataset = given.data or load_dataset(config.data, config.seed)
     has_environment = given.environment is not None or config.environment.is_set
     reads_completions = len(dataset.train) > 0 and is_offline(dataset.train[0])
     own: dict[str, float] = {SCORE: 1.0} if reads_completions else {}
     if has_environment and config.environment.weight:
         own = {ENVIRONMENT: config.environment.weight}
-    if isinstance(config.policy, RepresentationConfig):
-        own = {"accuracy": config.policy.accuracy, "uniformity": config.policy.uniformity}
+    competition = competition_of(config, dataset)
+    if competition is not None:
+        own = dict(competition.rewards)
         if config.rewards or given.rewards:
-            raise ValueError('rewards are for completions: policy = "representation" has accuracy and uniformity')
+            raise ValueError(
+                f'rewards are for completions: policy = "{config.policy.name}" has its own, {" and ".join(own)}'
+            )
     chosen = tuple(given.rewards) or config.rewards or (() if own else dataset.rewards)
     if reads_completions:
         refuse_sampling(config, has_environment, chosen)
     group_size = len(completions_of(dataset.train[0])) if reads_completions else config.trained_per_prompt
-    if isinstance(config.policy, RepresentationConfig):
-        group_size = len(classes_of(dataset, config.policy))
-    refuse_unmet(config, terms, advantage, dataset, len(chosen) + len(own), group_size)
+    if competition is not None:
+        group_size = competition.size
+    terms = chosen_terms(config, given, () if competition is None else competition.corrections)
+    advantage = given.advantage or config.advantage
+    refuse_unmet(
+        config, terms, advantage, dataset, len(chosen) + len(own), group_size, units_compete=competition is not None
+    )
     for phase in config.phase:
         refuse_phase(config, phase, given, dataset, len(chosen) + len(own))
     built = build_policy(config, terms, dataset, report, given.model, given.tokenizer)
@@ -193,6 +194,7 @@ def build(
         terms=terms,
         advantage=advantage,
         width=built.width,
+        repeats_old_pass=built.repeats_old_pass,
     )
 
 
@@ -240,12 +242,12 @@ def chosen_collector(config: RunConfig, source: GroupSource | EpisodeSource | Of
     return Direct(source=groups, prompts_per_step=config.prompts_per_step)
 
 
-def chosen_terms(config: RunConfig, given: Given = Given()) -> tuple[UnitObjective, ...]:
-    """The objective under its corrections, then the terms that add to it."""
+def chosen_terms(
+    config: RunConfig, given: Given = Given(), own: tuple[Reweighting, ...] = ()
+) -> tuple[UnitObjective, ...]:
+    """The objective under its corrections, the policy's `own` first; then the terms that add to it."""
     objective = given.objective or config.objective
-    corrections: tuple[Reweighting, ...] = config.corrections
-    if isinstance(config.policy, RepresentationConfig) and config.policy.weighting == "pi_old":
-        corrections = (OldProbability(), *corrections)
+    corrections = (*own, *config.corrections)
     if corrections:
         objective = Corrected(base=objective, corrections=corrections)
     return as_terms((objective, *config.terms, *given.terms))
@@ -258,6 +260,7 @@ def refuse_unmet(
     dataset: Dataset,
     reward_functions: int,
     group_size: int,
+    units_compete: bool = False,
 ) -> None:
     """Raises ValueError with every requirement that the run does not meet."""
     columns = dataset.train[0].keys() if len(dataset.train) else ()
@@ -269,7 +272,7 @@ def refuse_unmet(
         updates_per_rollout=updates,
         columns=columns,
         reward_functions=reward_functions,
-        units_compete=config.policy.name == "representation",
+        units_compete=units_compete,
     )
     if problems:
         raise ValueError("; ".join(problems))

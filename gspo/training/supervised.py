@@ -7,7 +7,6 @@ from gspo.data import Row, rows_at
 from gspo.objectives.supervised import Supervised
 from gspo.policies.trained import TrainedPolicy
 from gspo.renderers import Renderer
-from gspo.renderers.vision import read_prompt
 from gspo.training.batch import assemble
 from gspo.types import Sample
 
@@ -20,7 +19,7 @@ def supervised_sample(row: Row, number: int, renderer: Renderer, width: int = 0)
     completion = row["completion"]
     text = completion if isinstance(completion, str) else completion[-1]["content"]
     ids = renderer.completion_ids(text)
-    prompt_ids, inputs = read_prompt(renderer, row)
+    prompt_ids, inputs = renderer.read(row)
     ids = (*ids, *[renderer.end_id] * (width - len(ids)))[:width] if width else ids
     return Sample(
         group_id=number,

@@ -11,20 +11,10 @@ from hypothesis import strategies as st
 
 from gspo.envs import Action, Env, Evaluates, Forks, Scores
 from gspo.envs.check import check_env
+from gspo.envs.circuit import Circuit, Counting, Metric, Parameter, SimulationError, Spec
 from gspo.envs.circuits import CIRCUITS, STOP, op_amp, rc_ladder, simulate_op_amp, simulate_rc_ladder
-from gspo.envs.sizing import (
-    Circuit,
-    Counting,
-    Metric,
-    Parameter,
-    SimulationError,
-    Sizing,
-    Spec,
-    SpecDraws,
-    prompt_of,
-    read,
-    written,
-)
+from gspo.envs.proposals import prompt_of, read, written
+from gspo.envs.sizing import Sizing, SpecDraws
 from gspo.models import TinyConfig, character_tokenizer
 from gspo.tasks.sizing import sizing
 

@@ -15,7 +15,7 @@ from gspo.data import DataConfig
 from gspo.models import TinyConfig
 from gspo.policies import Payload
 from gspo.policies.config import ImageTokensConfig
-from gspo.policies.image_network import ImageNetwork, JanusNetwork
+from gspo.policies.image_network import ImageNetwork, JanusCodes, VocabularyCodes
 from gspo.policies.image_tokens import ImageTokenPolicy, packed_rows
 from gspo.policies.master import AdamW
 from gspo.renderers.images import read_codes, written
@@ -55,10 +55,12 @@ SMALL = RunConfig(
 def network() -> ImageNetwork:
     loaded = tiny_image_model(TINY, LEVELS, seed=3)
     size = len(loaded.tokenizer)
-    return ImageNetwork(loaded.model.double().eval(), levels=LEVELS, first_id=size, null_ids=(9,), pad_id=0)
+    return ImageNetwork(
+        loaded.model.double().eval(), VocabularyCodes(levels=LEVELS, first_id=size, null_ids=(9,)), pad_id=0
+    )
 
 
-def janus() -> JanusNetwork:
+def janus() -> ImageNetwork:
     """transformers' own class, of random weights: 5 codes, 6 to an image of 2 x 3."""
     from transformers import JanusConfig, JanusForConditionalGeneration
 
@@ -71,7 +73,7 @@ def janus() -> JanusNetwork:
              "channel_multiplier": [1, 1], "num_res_blocks": 1, "num_patches": 2, "projection_dim": 32,
              "image_token_embed_dim": 32}  # fmt: skip
     model = JanusForConditionalGeneration(JanusConfig(text_config=text, vision_config=vision, vq_config=codes))
-    return JanusNetwork(model.double().eval(), levels=LEVELS, first_id=0, null_ids=(3,), pad_id=0)
+    return ImageNetwork(model.double().eval(), JanusCodes(levels=LEVELS, begin_ids=(3,), pad_id=0), pad_id=0)
 
 
 NETWORKS = {"vocabulary": network, "janus": janus}
@@ -80,11 +82,11 @@ NETWORKS = {"vocabulary": network, "janus": janus}
 def slow_logits(net: ImageNetwork, prompt: tuple[int, ...], codes: list[int], guidance: float) -> torch.Tensor:
     """[L,K]: one row at a time, no padding, no cache, guidance by two forward passes written out."""
     found = []
-    for given in (prompt, net.unconditional(prompt)):
+    for given in (prompt, net.codes.unconditional(prompt)):
         row = net.embed_prompt(torch.tensor([given]))
         if len(codes) > 1:
             row = torch.cat([row, net.embed_codes(torch.tensor([codes[:-1]]))], dim=1)
-        hidden = net.body(inputs_embeds=row, use_cache=False).last_hidden_state
+        hidden = net.codes.body(net.model)(inputs_embeds=row, use_cache=False).last_hidden_state
         found.append(net.head(hidden[0, len(given) - 1 :]))
     conditional, unconditional = found
     return unconditional + guidance * (conditional - unconditional)
@@ -204,7 +206,7 @@ def test_janus_draws_as_transformers_generates():
     own = net.model.generate(
         ids, attention_mask=torch.ones_like(ids), generation_config=settings, generation_mode="image"
     )
-    net = JanusNetwork(net.model, levels=LEVELS, first_id=0, null_ids=(3, 4), pad_id=0)
+    net = ImageNetwork(net.model, JanusCodes(levels=LEVELS, begin_ids=(3, 4), pad_id=0), pad_id=0)
     ours = ImageSampler(net, codes=CODES, guidance=3.0, scoring="guided").sample(
         [
             SampleRequest(
@@ -269,7 +271,7 @@ def test_what_cannot_be_is_refused(change, message):
         parts = build(replace(SMALL, policy=replace(SMALL.policy, **change), model="tiny"))
         parts.rewards.close()
         if "levels" in change:  # the embedded model is made to fit: a real one has the vocabulary it has
-            ImageNetwork(parts.loaded.model, levels=10**6, first_id=0, null_ids=(), pad_id=0)
+            ImageNetwork(parts.loaded.model, VocabularyCodes(levels=10**6, first_id=0, null_ids=()), pad_id=0)
 
 
 def test_codes_are_written_and_read():

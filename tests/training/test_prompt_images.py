@@ -24,7 +24,6 @@ from gspo.models import character_tokenizer
 from gspo.policies import Network, Payload, TokenScorer, TrainedPolicy
 from gspo.policies.master import AdamW
 from gspo.renderers import Renderer
-from gspo.renderers.vision import read_prompt
 from gspo.rewards import RewardConfig
 from gspo.samplers.base import SampleRequest
 from gspo.samplers.decoding import CopiedCache
@@ -98,7 +97,7 @@ def renderer() -> Renderer:
 
 def step_of() -> Step:
     """Two completions of every row."""
-    read = [read_prompt(renderer(), row) for row in ROWS for _ in range(2)]
+    read = [renderer().read(row) for row in ROWS for _ in range(2)]
     said = [COMPLETIONS[(i + j) % 4] for i in range(4) for j in range(2)]
     width = max(map(len, said))
     mask = torch.tensor([[u < len(c) for u in range(width)] for c in said])
@@ -171,7 +170,7 @@ def test_sampled_logprobs_are_the_models_own(decoder, monkeypatch):
     assert sampler._shares_prompts
     if decoder == "copied":
         sampler._shares_prompts = False
-    read = [read_prompt(renderer(), row) for row in ROWS]
+    read = [renderer().read(row) for row in ROWS]
     requests = [
         SampleRequest(prompt_ids=ids, n=3, seed=0, step=0, prompt_id=i, inputs=given,
                       sampling=Sampling(max_completion_tokens=5))
@@ -241,9 +240,9 @@ def test_a_folder_and_a_file_of_pictures(tmp_path):
 
 def test_what_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(ValueError, match="the processor cannot read the prompt"):
-        read_prompt(renderer(), {"prompt": "a<image>b<image>", "images": [picture(1)]})
+        renderer().read({"prompt": "a<image>b<image>", "images": [picture(1)]})
     network = Network(llava())
-    ids, inputs = read_prompt(renderer(), ROWS[0])
+    ids, inputs = renderer().read(ROWS[0])
     with pytest.raises(ValueError, match="no image token"), network.seeing([ids[:1]], [inputs]):
         pass
     from small_models import network as text_network

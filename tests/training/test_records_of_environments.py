@@ -10,8 +10,9 @@ from test_benchmarks_run import assert_pictures, made_at, numbers, page_with_pla
 
 from gspo.config import Checkpoints, ColdStart, Evaluation
 from gspo.envs import Action
+from gspo.envs.circuit import Counting
 from gspo.envs.circuits import op_amp
-from gspo.envs.sizing import Counting, Sizing
+from gspo.envs.sizing import Sizing
 from gspo.models import TinyConfig
 from gspo.rewards import RewardConfig
 from gspo.samplers.fake import FakeSampler

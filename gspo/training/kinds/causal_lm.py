@@ -1,16 +1,13 @@
 """A causal language model with its sampler."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from gspo.collectors.offline import is_offline
 from gspo.config import RunConfig
 from gspo.data import Dataset
-from gspo.models import Loaded, load_model, words_of
 from gspo.objectives.base import UnitObjective
 from gspo.policies.causal_lm import TokenScorer
 from gspo.policies.config import CausalLMConfig
@@ -20,7 +17,7 @@ from gspo.renderers import Renderer
 from gspo.samplers.base import Sampler
 from gspo.samplers.in_process import InProcess
 from gspo.samplers.rounded import Rounded, rounded_copy
-from gspo.training.kinds.base import Built, dtype_name
+from gspo.training.kinds.base import Built, dtype_name, load, reloading
 
 
 def build_causal_lm(
@@ -31,19 +28,7 @@ def build_causal_lm(
     model: Any,
     tokenizer: Any,
 ) -> Built:
-    loaded = (
-        given_model(model, tokenizer)
-        if model is not None
-        else load_model(
-            config.model,
-            dtype=config.dtype,
-            device=config.device,
-            lora=config.lora,
-            tiny=config.tiny,
-            seed=config.seed,
-            report=report,
-        )
-    )
+    loaded = load(config, report, model, tokenizer)
     settings = config.policy
     assert isinstance(settings, CausalLMConfig)
     refuse_routing(config, settings, terms, dataset)
@@ -72,23 +57,15 @@ def build_causal_lm(
         sampled = Network(rounded_copy(loaded.model, getattr(torch, settings.sampler_dtype)))
     sampler: Sampler = InProcess(sampled, renderer.stop_ids, renderer.pad_id, config.sampler_rows)
 
-    def reload(folder: Path) -> nn.Module:
-        return load_model(str(folder), dtype=dtype_name(network), device=str(network.device)).model
-
     return Built(
         loaded=loaded,
         renderer=renderer,
         policy=TrainedPolicy(scorer, config.optimizer),
         sampler=sampler if sampled is network else Rounded(sampler, loaded.model, sampled.model),
-        reload=reload,
+        reload=reloading(network),
+        repeats_old_pass=settings.routing == "R2",
         context=getattr(loaded.model.config, "max_position_embeddings", 0),
     )
-
-
-def given_model(model: nn.Module, reader: Any) -> Loaded:
-    """A model passed from Python, with its tokenizer or processor."""
-    tokenizer, processor = words_of(reader)
-    return Loaded(model.eval(), tokenizer, type(model).__name__, processor)
 
 
 def refuse_routing(

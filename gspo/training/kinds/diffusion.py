@@ -2,15 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from gspo.config import RunConfig
 from gspo.data import Dataset
 from gspo.masked_models import read_masked_model, tiny_masked_model
-from gspo.models import Loaded, load_model
 from gspo.objectives.base import UnitObjective
 from gspo.policies.config import DiffusionConfig
 from gspo.policies.diffusion import ElboScorer
@@ -19,7 +15,7 @@ from gspo.policies.masks import Elbo, MeanField
 from gspo.policies.trained import TrainedPolicy
 from gspo.renderers import Renderer
 from gspo.samplers.diffusion import BlockDiffusion
-from gspo.training.kinds.base import Built, dtype_name
+from gspo.training.kinds.base import Built, load, reloading
 
 
 def build_diffusion(
@@ -34,21 +30,7 @@ def build_diffusion(
     assert isinstance(settings, DiffusionConfig)
     refuse(config, terms)
     read = partial(read_masked_model, trusts_remote_code=settings.trust_remote_code)
-    loaded = (
-        Loaded(model.eval(), tokenizer, type(model).__name__)
-        if model is not None
-        else load_model(
-            config.model,
-            dtype=config.dtype,
-            device=config.device,
-            lora=config.lora,
-            tiny=config.tiny,
-            seed=config.seed,
-            report=report,
-            read=read,
-            make_tiny=tiny_masked_model,
-        )
-    )
+    loaded = load(config, report, model, tokenizer, read, tiny_masked_model)
     renderer = Renderer(
         loaded.tokenizer,
         generation=getattr(loaded.model, "generation_config", None),
@@ -75,15 +57,12 @@ def build_diffusion(
         max_rows=config.sampler_rows,
     )
 
-    def reload(folder: Path) -> nn.Module:
-        return load_model(str(folder), dtype=dtype_name(network), device=str(network.device), read=read).model
-
     return Built(
         loaded=loaded,
         renderer=renderer,
         policy=TrainedPolicy(scorer, config.optimizer),
         sampler=sampler,
-        reload=reload,
+        reload=reloading(network, read),
         context=network.positions,
         width=config.sampling.max_completion_tokens,
     )

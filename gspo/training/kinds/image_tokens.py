@@ -1,7 +1,6 @@
 """A model of image tokens: a causal language model with image tokens in its vocabulary, or Janus."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,17 +8,17 @@ from torch import nn
 
 from gspo.config import RunConfig
 from gspo.data import Dataset
-from gspo.models import Loaded, TinyConfig, character_tokenizer, load_model, tiny_shape
+from gspo.models import Loaded, TinyConfig, character_tokenizer, tiny_shape
 from gspo.objectives.base import UnitObjective
 from gspo.policies.config import ImageTokensConfig
-from gspo.policies.image_network import ImageNetwork, JanusNetwork
+from gspo.policies.image_network import ImageNetwork, JanusCodes, VocabularyCodes
 from gspo.policies.image_tokens import ImageScorer
 from gspo.policies.trained import TrainedPolicy
 from gspo.renderers import Renderer
 from gspo.renderers.images import ImageRenderer, grid
 from gspo.rewards import load_function
 from gspo.samplers.image_tokens import ImageSampler
-from gspo.training.kinds.base import Built, dtype_name
+from gspo.training.kinds.base import Built, load, reloading
 
 JANUS = "janus"
 
@@ -36,22 +35,10 @@ def build_image_tokens(
     assert isinstance(settings, ImageTokensConfig)
     if config.lora.rank:
         raise ValueError('lora.rank is for language models: it cannot go with policy = "image_tokens"')
-    loaded = (
-        Loaded(model.eval(), tokenizer, type(model).__name__)
-        if model is not None
-        else load_model(
-            config.model,
-            dtype=config.dtype,
-            device=config.device,
-            tiny=config.tiny,
-            seed=config.seed,
-            report=report,
-            make_tiny=lambda tiny, seed: tiny_image_model(tiny, settings.levels, seed),
-            read=read_model,
-        )
-    )
+    make_tiny = lambda tiny, seed: tiny_image_model(tiny, settings.levels, seed)  # noqa: E731
+    loaded = load(config, report, model, tokenizer, read_model, make_tiny)
     words = Renderer(loaded.tokenizer, generation=loaded.model.generation_config, chat=config.chat)
-    network = image_network(loaded.model, settings, words)
+    network = ImageNetwork(loaded.model, codes_of(loaded.model, settings, words), words.pad_id)
     decode = load_function(settings.decoder) if settings.decoder else built_in_decoder(network, settings)
     codes = settings.height * settings.width
     scorer = ImageScorer(
@@ -62,10 +49,6 @@ def build_image_tokens(
         scoring=settings.scoring,
         keeps_groups_whole=any(term.traits.keeps_groups_whole for term in terms),
     )
-
-    def reload(folder: Path) -> nn.Module:
-        dtype, device = dtype_name(network), str(network.device)
-        return load_model(str(folder), dtype=dtype, device=device, read=read_model).model
 
     return Built(
         loaded=loaded,
@@ -78,25 +61,29 @@ def build_image_tokens(
             scoring=settings.scoring,
             max_rows=config.sampler_rows,
         ),
-        reload=reload,
+        reload=reloading(network, read_model),
         context=codes,
     )
 
 
-def image_network(model: nn.Module, settings: ImageTokensConfig, words: Renderer) -> ImageNetwork:
+def codes_of(model: nn.Module, settings: ImageTokensConfig, words: Renderer) -> VocabularyCodes | JanusCodes:
     """Janus by its type; of any other model the image tokens are the last of its vocabulary, unless settings say."""
     if model.config.model_type == JANUS:
-        begin = [i for i in (words.tokenizer.bos_token_id, model.config.image_token_id) if i is not None]
-        return JanusNetwork(model, levels=settings.levels, first_id=0, null_ids=begin, pad_id=words.pad_id)
+        begin = (words.tokenizer.bos_token_id, model.config.image_token_id)
+        return JanusCodes(
+            levels=settings.levels, begin_ids=tuple(i for i in begin if i is not None), pad_id=words.pad_id
+        )
     size = model.get_input_embeddings().weight.shape[0]
-    first = settings.first_id if settings.first_id >= 0 else size - settings.levels
-    null = words.prompt_ids(settings.null_prompt)
-    return ImageNetwork(model, levels=settings.levels, first_id=first, null_ids=null, pad_id=words.pad_id)
+    return VocabularyCodes(
+        levels=settings.levels,
+        first_id=settings.first_id if settings.first_id >= 0 else size - settings.levels,
+        null_ids=words.prompt_ids(settings.null_prompt),
+    )
 
 
 def built_in_decoder(network: ImageNetwork, settings: ImageTokensConfig) -> Callable[[tuple[int, ...]], Any]:
     """Janus has a decoder of its own; other codes are levels of grey."""
-    if not isinstance(network, JanusNetwork):
+    if isinstance(network.codes, VocabularyCodes):
         return grid(settings.height, settings.width, settings.levels)
 
     @torch.no_grad()

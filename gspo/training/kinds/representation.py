@@ -11,6 +11,7 @@ from torch import nn
 
 from gspo.collectors.class_sets import ANSWER, IMAGE, LABELS, ClassSource
 from gspo.config import RunConfig
+from gspo.corrections import OldProbability
 from gspo.data import Dataset
 from gspo.models import TINY, Loaded, pick_device, without_progress_bars
 from gspo.objectives.base import UnitObjective
@@ -25,7 +26,7 @@ from gspo.policies.representation import (
 from gspo.policies.trained import TrainedPolicy
 from gspo.renderers.classes import ClassRenderer
 from gspo.samplers.class_set import ClassSet
-from gspo.training.kinds.base import Built, dtype_name
+from gspo.training.kinds.base import Built, Competition, dtype_name
 from gspo.training.self_supervised import pretrain
 
 IMAGES_AT_ONCE = 256
@@ -65,6 +66,15 @@ def build_representation(
         reload=reload,
         source=partial(ClassSource, accuracy=settings.accuracy, uniformity=settings.uniformity, prepare=prepare),
         warm_up=partial(pretrain, network, prepare, config),
+    )
+
+
+def competing_classes(settings: RepresentationConfig, dataset: Dataset) -> Competition:
+    """The classes of a question compete."""
+    return Competition(
+        size=len(classes_of(dataset, settings)),
+        rewards={"accuracy": settings.accuracy, "uniformity": settings.uniformity},
+        corrections=(OldProbability(),) if settings.weighting == "pi_old" else (),
     )
 
 
