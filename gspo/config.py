@@ -12,15 +12,18 @@ from gspo.collectors.draft_then_refine import DraftConfig
 from gspo.collectors.turn_forks import Continuation
 from gspo.corrections import AnyCorrection
 from gspo.data import DataConfig
+from gspo.dist.config import RanksConfig
 from gspo.envs.config import EnvironmentConfig
 from gspo.limits import at_least
 from gspo.models import TINY, Dtype, LoRA, TinyConfig
 from gspo.objectives import GSPO, Objective, Term
 from gspo.phases import Phase, refuse_unsound
+from gspo.placement.config import PlacementConfig
 from gspo.policies.config import CausalLMConfig, PolicyConfig
 from gspo.policies.layouts import LayoutName
 from gspo.policies.master import AdamW
 from gspo.rewards import RewardConfig
+from gspo.samplers.config import InProcessConfig, ProcessConfig, SamplerConfig
 from gspo.sampling import Sampling
 
 OldLogprobs = Literal["auto", "sampler", "policy"]
@@ -166,6 +169,8 @@ class RunConfig:
     """Keep only each layer's input and compute the layer again in the backward pass: less memory, a third more time."""
     sampler_rows: int = 512
     """Completions decoded at once."""
+    max_policy_lag: int = 0
+    """Steps by which the weights that sample may lag behind those that train; above 0 the two go on side by side."""
     old_logprobs: OldLogprobs = "auto"
     """Denominator of the ratio: the sampler's own log-probs, a second pass of the policy, or auto by measured noise."""
     reward_failure_limit: float = 0.1
@@ -192,6 +197,8 @@ class RunConfig:
     """Advantage estimator by name, or a table with its fields."""
     sampling: Sampling = field(default_factory=Sampling)
     """How completions are drawn while training."""
+    sampler: SamplerConfig = field(default_factory=InProcessConfig)
+    """Where completions come from, by name or as a table with its fields: in_process, process, vllm, sglang."""
     data: DataConfig = field(default_factory=DataConfig)
     """Prompts and their columns."""
     rewards: tuple[RewardConfig, ...] = ()
@@ -212,6 +219,10 @@ class RunConfig:
     """Supervised start."""
     lora: LoRA = field(default_factory=LoRA)
     """Low-rank adapters."""
+    ranks: RanksConfig = field(default_factory=RanksConfig)
+    """How the processes that torchrun starts share the run."""
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    """Ray: where the policy, samplers and reward workers are; `--on` is short for `--placement.on`."""
     tiny: TinyConfig = field(default_factory=TinyConfig)
     """Shape of the embedded model."""
     phase: tuple[Phase, ...] = ()
@@ -222,10 +233,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         at_least(self, "", 1, "steps", "prompts_per_step", "group_size", "updates_per_step", "epochs")
         at_least(self, "", 1, "micro_batch_tokens", "sampler_rows")
-        at_least(self, "", 0, "seed", "threads", "reward_failure_limit")
+        at_least(self, "", 0, "seed", "threads", "reward_failure_limit", "max_policy_lag")
         self._check_collector()
         self._check_phases()
         self._check_policy()
+        self._check_sampler()
+        self._check_placement()
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ValueError(f"device is {self.device!r}; it must be auto, cpu, cuda, cuda:1 or mps")
         if self.prompts_per_step % self.updates_per_step:
@@ -269,6 +282,52 @@ class RunConfig:
         wrong = [name for name, is_there in what.items() if is_there]
         if wrong:
             raise ValueError(f'{wrong[0]} is for language models that write on: it cannot go with policy = "{kind}"')
+
+    def _check_placement(self) -> None:
+        if not self.placement.places_samplers:
+            return
+        number = f"placement.samplers = {self.placement.samplers}"
+        if not isinstance(self.sampler, InProcessConfig):
+            raise ValueError(
+                f'{number} samples in Ray\'s processes, and sampler = "{self.sampler.name}" elsewhere: leave sampler '
+                "out, or set placement.samplers = 0"
+            )
+        if not isinstance(self.policy, CausalLMConfig):
+            raise ValueError(
+                f'{number} is for language models: policy = "{self.policy.name}" samples in its own process; set '
+                "placement.samplers = 0"
+            )
+
+    def _check_sampler(self) -> None:
+        is_beside = self.placement.places_samplers
+        if self.max_policy_lag and isinstance(self.sampler, InProcessConfig) and not is_beside:
+            raise ValueError(
+                f'max_policy_lag = {self.max_policy_lag} samples while the weights move, and sampler = "in_process" '
+                'samples from these very weights; set sampler = "process" or "vllm", or max_policy_lag = 0'
+            )
+        if isinstance(self.sampler, InProcessConfig):
+            return
+        if not isinstance(self.policy, CausalLMConfig):
+            raise ValueError(
+                f'sampler = "{self.sampler.name}" serves language models: it cannot go with policy = '
+                f'"{self.policy.name}", which samples in its own process'
+            )
+        if isinstance(self.sampler, ProcessConfig):
+            return
+        if self.policy.routing == "R3":
+            raise ValueError(
+                f'policy.routing = "R3" repeats the experts of the sampler, and sampler = "{self.sampler.name}" does '
+                'not record them yet; use "R2" or "free"'
+            )
+        if self.policy.sampler_dtype != "auto":
+            raise ValueError(
+                "policy.sampler_dtype is for the sampler in this process: a server has the dtype it started with"
+            )
+        if self.sampler.name == "sglang" and self.sampling.truncates:
+            raise ValueError(
+                "SGLang does not give log-probs under sampling.top_p or sampling.top_k: leave them out, or use "
+                'sampler = "vllm"'
+            )
 
     def _check_phases(self) -> None:
         refuse_unsound(self.phase)

@@ -1,5 +1,6 @@
 """Where models come from: the embedded tiny model, packaged weights, a local folder, a Hugging Face id."""
 
+import copy
 import importlib.util
 import os
 import shutil
@@ -264,6 +265,13 @@ def _pretrained(path: str, name: str, read: Callable[[str], tuple[Any, Any]]) ->
         ) from error
     tokenizer, processor = words_of(reader)
     return Loaded(model, tokenizer, name, processor)
+
+
+def save_model(model: nn.Module, folder: Path) -> None:
+    """An ordinary Hugging Face folder; adapters are merged into a copy."""
+    if type(model).__module__.startswith("peft."):
+        model = copy.deepcopy(model).merge_and_unload()
+    model.save_pretrained(folder)
 
 
 def with_lora(model: nn.Module, lora: LoRA, seed: int) -> nn.Module:

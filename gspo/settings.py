@@ -22,6 +22,7 @@ from gspo.corrections import AnyCorrection
 from gspo.objectives import Objective, Term
 from gspo.phases import Phase
 from gspo.policies.config import PolicyConfig
+from gspo.samplers.config import SamplerConfig
 
 Node = dict[str, Any]
 """A nested table of settings, as TOML gives it."""
@@ -246,7 +247,7 @@ def _toml(value: Any) -> str:
 ADAPTER = TypeAdapter(with_config(ConfigDict(extra="forbid"))(RunConfig))
 NAMES = {
     m.name
-    for union in (Objective, Term, Advantage, AnyCorrection, PolicyConfig)
+    for union in (Objective, Term, Advantage, AnyCorrection, PolicyConfig, SamplerConfig)
     for m in typing.get_args(typing.get_args(union)[0])
 }
 """Discriminators, which pydantic puts into the path of an error."""

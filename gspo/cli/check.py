@@ -10,6 +10,8 @@ from rich.table import Table
 from gspo.cli.idle import idle_settings
 from gspo.collectors.refill import has_spread
 from gspo.config import RunConfig
+from gspo.samplers.base import Closes
+from gspo.samplers.config import SGLangConfig, VLLMConfig
 from gspo.threads import choose_threads
 from gspo.training.batch import MiniBatch, assemble, flatten
 from gspo.training.loop import estimate
@@ -17,6 +19,9 @@ from gspo.training.parts import Parts, build, frozen_reference
 from gspo.training.update import Mismatch, is_sampler_sound, measure_mismatch, prepare
 
 PROMPTS = 4
+SERVER_PROMPTS = 2
+AFTER_SERVERS = 2
+"""Version of the policy's weights once servers have been tried with others."""
 
 
 def check_run(config: RunConfig, terminal: Console, prompts: int = PROMPTS) -> None:
@@ -27,16 +32,32 @@ def check_run(config: RunConfig, terminal: Console, prompts: int = PROMPTS) -> N
         torch.set_num_threads(threads.number)
         terminal.print(f"data: {parts.dataset.reading}", soft_wrap=True)
         terminal.print(f"model: {parts.loaded.source} on {parts.policy.network.device}, {threads}")
+        if isinstance(config.sampler, VLLMConfig | SGLangConfig):
+            terminal.print(_servers(parts))
         terminal.print(_measure(parts, min(prompts, config.prompts_per_step)))
     finally:
         parts.rewards.close()
+        if isinstance(parts.sampler, Closes):
+            parts.sampler.close()
     idle = idle_settings(config)
     terminal.print("settings without effect here:" if idle else "every setting has an effect here")
     for line in idle:
         terminal.print(f"  - {line}", soft_wrap=True, highlight=False)
 
 
+def _servers(parts: Parts) -> Table:
+    from gspo.cli.check_servers import server_rows
+    from gspo.samplers.servers import Servers
+
+    assert isinstance(parts.sampler, Servers)
+    table = Table("server", "value", "meaning", box=None)
+    for row in server_rows(parts, parts.sampler, SERVER_PROMPTS):
+        table.add_row(*row)
+    return table
+
+
 def _measure(parts: Parts, prompts: int) -> Table:
+    parts.sampler.sync_weights(parts.policy, AFTER_SERVERS)
     config = parts.config
     source = parts.source if parts.is_offline else replace(parts.source, failure_limit=1.0)  # type: ignore[type-var]
     started = time.perf_counter()

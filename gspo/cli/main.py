@@ -14,6 +14,8 @@ VERBS = {
     "sft": "supervised training on prompt-completion rows: gspo sft MODEL --data.path FILE --out FOLDER",
     "plan": "a step as a table, before anything is loaded: gspo plan [RECIPE.toml] [--key VALUE ...]",
     "check": "load everything, sample a few groups, name settings without effect: gspo check [RECIPE.toml]",
+    "serve": "a vLLM server that a run can sample from: gspo serve MODEL [--port 8000] [--python PATH]",
+    "doctor": "why the sampler's log-probs are not the policy's, cause by cause: gspo doctor RUN | RECIPE.toml",
     "check-env": "prove that an environment keeps the protocol: gspo check-env NAME | FILE.py:NAME | RECIPE.toml",
     "report": "write a run's report.html again: gspo report RUN",
     "recipes": "list the shipped recipes",

@@ -39,6 +39,15 @@ def _plain() -> bool | None:
     return True if os.environ.get("CI") else None
 
 
+def _placing(words: Sequence[str]) -> list[str]:
+    """`--on PLACE` written out."""
+    return [f"--placement.{word[2:]}" if word == "--on" or word.startswith("--on=") else word for word in words]
+
+
+def _show(text: str) -> None:
+    TERMINAL.out(text, end="", highlight=False)
+
+
 def _recipe_and_overrides(words: Sequence[str]) -> RunConfig:
     has_recipe = bool(words) and not words[0].startswith("--")
     return load_config(find_recipe(words[0]) if has_recipe else None, words[1:] if has_recipe else words)
@@ -52,25 +61,49 @@ def _wants_help(words: Sequence[str], text: str) -> bool:
 
 
 def train(words: list[str]) -> int:
-    if _wants_help(words, "usage: gspo train [RECIPE.toml] [--key VALUE ...]\n\n" + settings_help()):
+    if _wants_help(
+        words, "usage: gspo train [RECIPE.toml] [--on local|ray://host:port] [--key VALUE ...]\n\n" + settings_help()
+    ):
         return 0
-    config = _recipe_and_overrides(words)
-    _quiet()
-    from gspo.sinks import Console
-    from gspo.training.run import start
+    from gspo.dist.launch import joined
 
-    return _say_result(start(config, console=Console(config.steps, title=config.name, plain=_plain())))
+    with joined(os.environ) as ranks:
+        config = _recipe_and_overrides(_placing(words))
+        _quiet()
+        if config.placement.is_set:
+            from gspo.placement.run import refuse_ranks, start_placed
+
+            refuse_ranks(ranks, config.placement)
+            return _say_result(start_placed(config, _show))
+        from gspo.training.parts import Given
+        from gspo.training.run import console_of, start
+
+        run = start(config, Given(ranks=ranks), console_of(config, ranks, _plain()))
+        return _say_result(run) if ranks.is_first else 0
 
 
 def resume(words: list[str]) -> int:
-    if _wants_help(words, "usage: gspo resume RUN [--steps N] [--key VALUE ...]"):
+    if _wants_help(words, "usage: gspo resume RUN [--steps N] [--on local|ray://host:port] [--key VALUE ...]"):
         return 0
     if not words or words[0].startswith("--"):
         raise ValueError("which run? gspo resume RUN, where RUN is a run folder such as runs/addition")
-    _quiet()
-    from gspo.training.run import resume as go_on
+    from gspo.dist.launch import joined
 
-    return _say_result(go_on(Path(words[0]), parse_overrides(words[1:]), plain=_plain()))
+    with joined(os.environ) as ranks:
+        _quiet()
+        overrides = parse_overrides(_placing(words[1:]))
+        from gspo.training.parts import Given
+        from gspo.training.run import config_of
+        from gspo.training.run import resume as go_on
+
+        placement = config_of(Path(words[0]), overrides).placement
+        if placement.is_set:
+            from gspo.placement.run import refuse_ranks, resume_placed
+
+            refuse_ranks(ranks, placement)
+            return _say_result(resume_placed(Path(words[0]), placement, overrides, _show))
+        run = go_on(Path(words[0]), overrides, Given(ranks=ranks), plain=_plain())
+        return _say_result(run) if ranks.is_first else 0
 
 
 def _say_result(run: Any) -> int:
@@ -109,11 +142,29 @@ def recipes(words: list[str]) -> int:
 
 
 def plan(words: list[str]) -> int:
-    if _wants_help(words, "usage: gspo plan [RECIPE.toml] [--key VALUE ...]"):
+    parser = _Parser(prog="gspo plan [RECIPE.toml]", allow_abbrev=False, add_help=False)
+    parser.add_argument("--rates", help="a run's folder: what this recipe would take on more devices, by its rates")
+    parser.add_argument("--nodes", type=int, default=1, help="machines")
+    parser.add_argument("--devices-per-node", type=int, default=8, help="sampling and training devices of a machine")
+    parser.add_argument("--efficiency", type=float, default=1.0, help="of all training devices, against so many of one")
+    if _wants_help(words, parser.format_help() + OTHER_SETTINGS):
         return 0
-    from gspo.cli.plan import plan_tables
+    args, rest = parser.parse_known_args(words)
+    config = _recipe_and_overrides(rest)
+    devices = args.nodes * args.devices_per_node
+    if args.rates is None and args.nodes > 1:
+        raise ValueError("--nodes needs --rates RUN: a run on this machine whose steps were timed")
+    if devices < 2 or not 0 < args.efficiency <= 1:
+        raise ValueError("--nodes x --devices-per-node must be at least 2, and --efficiency between 0 and 1")
+    if args.rates is not None:
+        from gspo.cli.scale import scale_tables
 
-    for table in plan_tables(_recipe_and_overrides(words)):
+        tables = scale_tables(config, Path(args.rates), devices, args.efficiency)
+    else:
+        from gspo.cli.plan import plan_tables
+
+        tables = plan_tables(config)
+    for table in tables:
         TERMINAL.print(table)
     return 0
 
@@ -126,6 +177,44 @@ def check(words: list[str]) -> int:
     from gspo.cli.check import check_run
 
     check_run(config, TERMINAL)
+    return 0
+
+
+def serve(words: list[str]) -> int:
+    parser = _Parser(prog="gspo serve", allow_abbrev=False, add_help=False)
+    parser.add_argument("model", help="tiny, smollm2-135m-instruct, a folder, or a Hugging Face id: the run's model")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--python", default="", help="Python of the environment that vLLM is installed in")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16: what the run computes in")
+    parser.add_argument("--max-model-len", type=int, default=0, help="tokens of prompt and completion; 0: the model's")
+    flags = "\nWhat follows -- goes to vLLM as it is: gspo serve MODEL -- --gpu-memory-utilization 0.5"
+    if _wants_help(words, parser.format_help() + flags):
+        return 0
+    ours, theirs = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    args = parser.parse_args(ours)
+    _quiet()
+    from gspo.cli.serve import start_vllm
+
+    start_vllm(args, theirs, TERMINAL.print)
+    return 0
+
+
+def doctor(words: list[str]) -> int:
+    parser = _Parser(prog="gspo doctor", allow_abbrev=False, add_help=False)
+    parser.add_argument("what", help="a run's folder, whose newest weights are taken, or a recipe")
+    parser.add_argument("--prompts", type=int, default=6, help="prompts of an experiment, group_size completions each")
+    if _wants_help(words, parser.format_help() + OTHER_SETTINGS):
+        return 0
+    args, rest = parser.parse_known_args(words)
+    if args.prompts < 1:
+        raise ValueError(f"--prompts is {args.prompts}; it must be at least 1")
+    _quiet()
+    from gspo.cli.doctor import examine
+
+    run = Path(args.what) if (Path(args.what) / "config.toml").is_file() else None
+    recipe = find_recipe(args.what) if run is None else run / "config.toml"
+    examine(load_config(recipe, rest), run, TERMINAL, args.prompts)
     return 0
 
 
@@ -157,7 +246,17 @@ def _parts(args: argparse.Namespace, rest: Sequence[str], task: str = "") -> Any
     if task:
         table["data"] = {"task": task}
     _quiet()
-    return build(validate(apply_overrides(table, parse_overrides(rest))), report=TERMINAL.print)
+    parts = build(validate(apply_overrides(table, parse_overrides(rest))), report=TERMINAL.print)
+    parts.sampler.sync_weights(parts.policy, 0)
+    return parts
+
+
+def _close(parts: Any) -> None:
+    from gspo.samplers.base import Closes
+
+    parts.rewards.close()
+    if isinstance(parts.sampler, Closes):
+        parts.sampler.close()
 
 
 def eval(words: list[str]) -> int:
@@ -184,7 +283,7 @@ def eval(words: list[str]) -> int:
     source = replace(parts.source, sampling=_sampling(args), group_size=args.samples, failure_limit=1.0)
     rows = [parts.dataset.held_out[i] for i in range(min(args.prompts, len(parts.dataset.held_out)))]
     result = evaluate(source, rows, parts.dataset.is_correct)
-    parts.rewards.close()
+    _close(parts)
     facts: dict[str, Any] = {"model": args.model, "task": parts.dataset.name, "problems": len(rows), **result.facts()}
     facts["reward_errors"] = int((result.rewards != result.rewards).sum())
     if result.correct is not None:
@@ -225,7 +324,7 @@ def sample(words: list[str]) -> int:
             + (f", log-probability {sum(completion.logprobs):.2f}" if has_likelihood else ""),
             style="dim",
         )
-    parts.rewards.close()
+    _close(parts)
     return 0
 
 
@@ -249,7 +348,7 @@ def values(words: list[str]) -> int:
     parts = _parts(args, rest, args.task)
     source = replace(parts.source, sampling=_sampling(args), group_size=args.samples, failure_limit=1.0)
     TERMINAL.print(write_values(source, Path(args.out), args.beta, args.prompts))
-    parts.rewards.close()
+    _close(parts)
     return 0
 
 

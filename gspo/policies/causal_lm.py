@@ -74,7 +74,7 @@ class TokenScorer:
 
     def counted(self, step: Step) -> Step:
         """For the load-balancing loss: the experts' shares, from the rows' routes, or from a pass that finds them."""
-        if not self.balance_coef:
+        if not self.balance_coef or step.payload.counted is not None:
             return step
         records = step.payload.replay
         if records is None or any(record is None for record in records):

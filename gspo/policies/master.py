@@ -5,7 +5,7 @@ float32 copy; each micro-batch's gradient is added to the copy's float32 gradien
 accumulation never happens in half precision.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -30,11 +30,23 @@ class AdamW:
     """Gradient norm above which the whole step's gradient is scaled down; 0 switches clipping off."""
 
 
+TotalNorm = Callable[[Collection[Tensor]], Tensor]
+"""Of the gradients of weights. Ranks add theirs up first."""
+
+
+def norm_of(masters: Collection[Tensor]) -> Tensor:
+    """L2 norm over all gradients there are."""
+    return torch.nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None])
+
+
 class MasterWeights:
     """Parameters, their float32 masters, and the AdamW state over them."""
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], settings: AdamW) -> None:
+    def __init__(
+        self, named: Iterable[tuple[str, nn.Parameter]], settings: AdamW, total_norm: TotalNorm = norm_of
+    ) -> None:
         self.settings = settings
+        self.total_norm = total_norm
         self.params = dict(named)
         if not self.params:
             raise ValueError("the policy has no trainable parameter")
@@ -65,8 +77,7 @@ class MasterWeights:
         """Clip, update, clear. Returns the gradient norm of the whole step before clipping."""
         for name in self._stale:
             self.masters[name].grad.zero_()
-        grads = [m.grad for m in self.masters.values() if m.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = self.total_norm(self.masters.values())
         value = norm.item()
         if not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient norm is {value}")
@@ -124,8 +135,12 @@ class MasterWeights:
     def load(self, flat: dict[str, Tensor]) -> None:
         """The inverse of `state`; a missing or misshapen tensor is an error that names it."""
         for name, master in self.masters.items():
-            if f"master.{name}" not in flat or flat[f"master.{name}"].shape != master.shape:
-                raise ValueError(f"the checkpoint does not fit the model: parameter {name} is missing or misshapen")
+            found = tuple(flat[f"master.{name}"].shape) if f"master.{name}" in flat else "missing"
+            if found != tuple(master.shape):
+                raise ValueError(
+                    f"the checkpoint does not fit the model: parameter {name} is {found} in it and "
+                    f"{tuple(master.shape)} in the model; give the settings of the model that was saved"
+                )
             master.copy_(flat[f"master.{name}"])
             keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in flat]
             if keys:

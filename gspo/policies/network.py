@@ -32,7 +32,10 @@ class Network:
         base = model.get_base_model() if type(model).__module__.startswith("peft.") else model
         self.config = base.config.get_text_config()
         self.body = text_model(base.base_model)
+        self.is_compiled = is_compiled
         self._forward = torch.compile(self.body, dynamic=True) if is_compiled else self.body
+        self._forward_of_scores = self.body
+        """Without gradient."""
         self.output = base.get_output_embeddings()
         self.softcap = getattr(self.config, "final_logit_softcapping", None)
         # Cohere multiplies its logits, Granite divides them.
@@ -41,6 +44,8 @@ class Network:
         )
         if self.output is None:
             raise ValueError(f"{type(base).__name__} has no output embeddings: not a causal language model")
+        self.device, self.dtype = self.output.weight.device, self.output.weight.dtype
+        """Where, and in what, it computes."""
         self.vocabulary = self.output.weight.shape[0]
         self.images = None if self.body is base.base_model else PromptImages(base, self.vocabulary)
         self._check_head(base)
@@ -49,13 +54,10 @@ class Network:
         """The same network under other weights, for scoring."""
         return Network(model)
 
-    @property
-    def device(self) -> torch.device:
-        return self.output.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.output.weight.dtype
+    def placed(self, device: torch.device, dtype: torch.dtype, forward: Callable[..., Any]) -> None:
+        """For weights that lie elsewhere, or in another dtype, than where they compute: `forward` gathers them."""
+        self.device, self.dtype = device, dtype
+        self._forward = self._forward_of_scores = forward
 
     def named_trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
@@ -75,7 +77,7 @@ class Network:
         """
         given = {} if attention is None else {"gspo_attention": attention}
         with self._attending(attention), self._routed(routes), self._checkpointing(attention, routes):
-            forward = self._forward if torch.is_grad_enabled() else self.body
+            forward = self._forward if torch.is_grad_enabled() else self._forward_of_scores
             out = forward(**self._read(ids), position_ids=positions, use_cache=False, **given)
         return out.last_hidden_state
 
@@ -130,7 +132,7 @@ class Network:
     def routers(self) -> Routers | None:
         """Of a mixture of experts; None where there are none, or none that can be asked (see `no_routers`)."""
         experts = experts_of(self.config)
-        if not experts or self._forward is not self.body:
+        if not experts or self.is_compiled:
             return None
         return find_routers(self.body, experts, self.vocabulary, self.device)
 
@@ -139,7 +141,7 @@ class Network:
         """Why there is nothing to record or to repeat."""
         if not experts_of(self.config):
             return f"{self.config.model_type} has no experts"
-        if self._forward is not self.body:
+        if self.is_compiled:
             return "compile hides the routers"
         return f"the routers of {self.config.model_type} choose in a way that gspo does not know"
 

@@ -6,6 +6,7 @@ each, gradients added up, one update.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from gspo.functional import explain, total_loss
 from gspo.objectives.base import UnitObjective
 from gspo.policies.base import StepResult
-from gspo.policies.master import AdamW, MasterWeights
+from gspo.policies.master import AdamW, MasterWeights, TotalNorm, norm_of
 from gspo.types import Explanation, Scores, Step
 
 
@@ -93,10 +94,10 @@ def scored(scorer: Scorer, step: Step) -> Scores:
 class TrainedPolicy:
     """Trains the network behind a scorer with AdamW."""
 
-    def __init__(self, scorer: Scorer, optimizer: AdamW) -> None:
+    def __init__(self, scorer: Scorer, optimizer: AdamW, total_norm: TotalNorm = norm_of) -> None:
         self.scorer = scorer
         self.network = scorer.network
-        self.weights = MasterWeights(self.network.named_trainable(), optimizer)
+        self.weights = MasterWeights(self.network.named_trainable(), optimizer, total_norm)
 
     def logprobs(self, step: Step) -> Scores:
         """See `scored`."""
@@ -144,6 +145,18 @@ class TrainedPolicy:
     def optim_step(self, lr: float) -> float:
         """One AdamW update; returns the gradient norm of the whole step before clipping."""
         return self.weights.step(lr)
+
+    def over_same_network(self, scorer: Scorer, optimizer: AdamW) -> "TrainedPolicy":
+        """A policy that moves the same weights by another way of scoring."""
+        return TrainedPolicy(scorer, optimizer)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """All weights at hand, as they always are here."""
+        return nullcontext()
+
+    def plain_model(self) -> nn.Module:
+        """An ordinary model with all weights."""
+        return self.network.model
 
 
 def _inverse(batches: list[list[int]], device: torch.device) -> Tensor:

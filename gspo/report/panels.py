@@ -8,7 +8,7 @@ from gspo.report.charts import Band, Chart, Series, line_chart, stacked_chart
 from gspo.report.data import Line, Run, column, names_under, number
 from gspo.report.numbers import finite, format_percent
 
-_PHASES = ("sample", "reward", "old_logprobs", "update", "evaluate", "save")
+_PHASES = ("wait", "sample", "reward", "old_logprobs", "update", "evaluate", "save")
 _COLORS = tuple(f"var(--c{i})" for i in range(1, 7))
 _MOST_POINTS = 300
 _CHANGED_BY_UPDATE = (
@@ -39,6 +39,8 @@ def panels(run: Run) -> list[str]:
         _length(lines),
         _gradient(lines),
         _time(lines),
+        _side_by_side(lines),
+        _lag(lines),
         _mismatch(run, lines),
         _changed_experts(lines, "update", "Changed experts, by update", _CHANGED_BY_UPDATE),
         _changed_experts(lines, "layer", "Changed experts, by layer", _CHANGED_BY_LAYER),
@@ -187,6 +189,32 @@ def _time(lines: Sequence[Line]) -> str:
     ]
     note = "Seconds of each step by phase, stacked. The widest layer is what to make faster."
     return stacked_chart(Chart(title="Time", unit="s per step", note=note, steps=_steps(lines), series=series))
+
+
+def _side_by_side(lines: Sequence[Line]) -> str:
+    rows = (
+        ("overlap/sampling", "sampling a batch", 0),
+        ("overlap/sampler_idle", "sampler waits", 2),
+        ("time/wait", "trainer waits", 1),
+    )
+    series = [
+        Series(name=label, values=column(lines, name), color=_COLORS[color])
+        for name, label, color in rows
+        if _has(lines, "overlap/sampling") and _has(lines, name)
+    ]
+    note = "Sampling goes on beside training. The side that never waits is the slower one: give it more."
+    title = "Sampling beside training"
+    return _draw(Chart(title=title, unit="s per step", note=note, steps=_steps(lines), series=series, floor=0.0))
+
+
+def _lag(lines: Sequence[Line]) -> str:
+    series = [
+        Series(name=name, values=column(lines, f"policy_lag/{name}"), color=_COLORS[i])
+        for i, name in enumerate(("mean", "max"))
+        if _has(lines, f"policy_lag/{name}")
+    ]
+    note = "By how many steps the weights that sampled a batch were older than those that it trained."
+    return _draw(Chart(title="Staleness", unit="steps", note=note, steps=_steps(lines), series=series, floor=0.0))
 
 
 def _mismatch(run: Run, lines: Sequence[Line]) -> str:

@@ -1,6 +1,6 @@
 """The sampler seam: prompts in, completions with log-probabilities and a policy version out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -38,6 +38,10 @@ class SampleRequest:
         return min(self.limit, allowed) if self.limit else allowed
 
 
+class SamplerLost(ValueError):
+    """What samples is gone. The run has lost nothing by it: it saves its state and can be resumed."""
+
+
 class Sampler(Protocol):
     """A wave of requests is sampled together: what is batched with what is an argument, not a matter of arrival.
 
@@ -49,6 +53,24 @@ class Sampler(Protocol):
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[list[Completion]]: ...
     def sync_weights(self, policy: Any, version: int) -> None: ...
+
+
+@runtime_checkable
+class TakesSnapshots(Protocol):
+    """A sampler with weights of its own, which can be told new ones while it samples."""
+
+    def sample(self, requests: Sequence[SampleRequest]) -> list[list[Completion]]: ...
+    def snapshot(self, policy: Any, version: int) -> Callable[[], None]:
+        """Keep the policy's weights as they are now; the result puts them in place, and is called between two waves,
+        from whichever thread."""
+        ...
+
+
+@runtime_checkable
+class Closes(Protocol):
+    """A sampler that holds a process or a folder, which it gives back."""
+
+    def close(self) -> None: ...
 
 
 @runtime_checkable

@@ -1,9 +1,10 @@
 """The loop: collect, weigh, update, record, save. Read it from top to bottom."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ import torch
 from gspo.collectors.base import Collected
 from gspo.collectors.offline import OfflineSource
 from gspo.policies.trained import Scorer
+from gspo.samplers.base import SamplerLost
+from gspo.samplers.config import restarts
 from gspo.sinks import Record, Sink
 from gspo.training.batch import MiniBatch, advantage_input, assemble, flatten, mini_batches, on_units, units_of_rollouts
 from gspo.training.evaluate import EvaluationResult, evaluate
@@ -24,10 +27,11 @@ from gspo.training.metrics import (
     term_metrics,
     update_metrics,
 )
+from gspo.training.overlap import Ahead, Feed, InTurn
 from gspo.training.parts import Parts, export_model
 from gspo.training.rankings import RankingResult, evaluate_rankings
 from gspo.training.schedule import learning_rate
-from gspo.training.state import TrainState, save
+from gspo.training.state import TrainState
 from gspo.training.update import (
     Mismatch,
     Update,
@@ -54,14 +58,28 @@ def train_steps(
     until: int | None = None,
 ) -> TrainState:
     """Rollout batches from `state.step` until that step, or `config.steps`; ends early, saved, when `should_stop()`."""
+    with chosen_feed(parts, until or parts.config.steps) as feed:
+        return _train_steps(parts, state, reference, folder, sinks, should_stop, until or parts.config.steps, feed)
+
+
+def _train_steps(
+    parts: Parts,
+    state: TrainState,
+    reference: Scorer | None,
+    folder: RunFolder,
+    sinks: Sequence[Sink],
+    should_stop: Callable[[], bool],
+    until: int,
+    feed: Feed,
+) -> TrainState:
     config = parts.config
     started = time.perf_counter() - state.seconds
-    while state.step < (until or config.steps) and not should_stop():
+    while state.step < until and not should_stop():
         step_started = time.perf_counter()
         clock = Clock()
 
-        parts.sampler.sync_weights(parts.policy, state.version)
-        collected = parts.collector.collect(state.cursor, state.step)
+        with saved_if_sampler_is_lost(parts, state, folder):
+            collected = feed.collect(state)
         advantage, advantage_state = estimate(parts, collected.groups, reference, state.advantage)
         samples = flatten(collected.groups, advantage, config.collector.drop_truncated)
 
@@ -100,14 +118,10 @@ def train_steps(
         }
         with clock.time("save"):
             if (state.step - 1) % config.checkpoints.save_rollouts_every == 0:
-                write_rollouts(
-                    folder, state.step, collected.groups, parts.rewards.names, updates, samples, parts.renderer
-                )
-                write_ledger(folder, state.step, updates)
-                folder.prune(config.checkpoints.keep_rollouts)
+                parts.ranks.first(partial(write_step, parts, folder, state.step, collected, updates, samples))
         is_last = state.step == config.steps
         if is_last or (config.evaluation.every and state.step % config.evaluation.every == 0):
-            with clock.time("evaluate"):
+            with clock.time("evaluate"), feed.settled(state):
                 results = evaluate_policy(parts)
                 metrics |= evaluation_metrics(results)
                 state = replace(keep_best(parts, state, results, folder), after=evaluation_record(results))
@@ -119,19 +133,50 @@ def train_steps(
         for sink in sinks:
             sink.write(Record(step=state.step, metrics=metrics, sample=_sample_line(collected)))
         if is_last or should_stop() or state.step % config.checkpoints.every == 0:
-            save(folder.checkpoints, state, parts.policy.weights.state(), config.checkpoints.keep)
+            parts.saver.save(folder.checkpoints, state, parts.policy.weights.state(), config.checkpoints.keep)
+        parts.saver.settle()
     return state
+
+
+def write_step(
+    parts: Parts,
+    folder: RunFolder,
+    step: int,
+    collected: Collected,
+    updates: Sequence[Update],
+    samples: Sequence[Sample],
+) -> None:
+    """The rollout and ledger files of a step."""
+    write_rollouts(folder, step, collected.groups, parts.rewards.names, updates, samples, parts.renderer)
+    write_ledger(folder, step, updates)
+    folder.prune(parts.config.checkpoints.keep_rollouts)
+
+
+def chosen_feed(parts: Parts, until: int) -> Feed:
+    """Batches sampled in turn with training, or ahead of it."""
+    config = parts.config
+    if not config.max_policy_lag or parts.is_offline:
+        return InTurn(collector=parts.collector, sampler=parts.sampler, policy=parts.policy)
+    return Ahead(
+        parts.collector,
+        parts.sampler,
+        parts.policy,
+        max_lag=config.max_policy_lag,
+        until=until,
+        restarts=restarts(config.sampler),
+    )
 
 
 def leave_out(parts: Parts, state: TrainState, until: int, folder: RunFolder, sinks: Sequence[Sink]) -> TrainState:
     """Steps in which there is nothing to learn from; the last of a run still owes its evaluation and checkpoint."""
     state = replace(state, step=until)
     if until == parts.config.steps:
+        parts.sampler.sync_weights(parts.policy, state.version)
         results = evaluate_policy(parts)
         state = replace(keep_best(parts, state, results, folder), after=evaluation_record(results))
         for sink in sinks:
             sink.write(Record(step=until, metrics=evaluation_metrics(results)))
-        save(folder.checkpoints, state, parts.policy.weights.state(), parts.config.checkpoints.keep)
+        parts.saver.save(folder.checkpoints, state, parts.policy.weights.state(), parts.config.checkpoints.keep)
     return state
 
 
@@ -182,6 +227,17 @@ def watch_old_logprobs(
     if parts.config.old_logprobs == "auto" and mismatch and not is_sampler_sound(mismatch):
         return "policy", mismatch
     return choice, mismatch
+
+
+@contextmanager
+def saved_if_sampler_is_lost(parts: Parts, state: TrainState, folder: RunFolder) -> Iterator[None]:
+    """Nothing of the step has been trained yet: what stands in `state` is saved before the run stops."""
+    try:
+        yield
+    except SamplerLost:
+        parts.saver.save(folder.checkpoints, state, parts.policy.weights.state(), parts.config.checkpoints.keep)
+        parts.saver.finish()
+        raise
 
 
 def evaluate_policy(parts: Parts) -> dict[str, EvaluationResult | RankingResult]:

@@ -24,16 +24,18 @@ from gspo.collectors.pairs import PairCollector
 from gspo.config import RunConfig
 from gspo.corrections import Reweighting
 from gspo.data import Dataset, load_dataset
+from gspo.dist.building import Leading, lead_of, loading, policy_of, reference_of, saver_of
+from gspo.dist.ranks import ALONE, Ranks
 from gspo.envs.base import EnvFactory
 from gspo.envs.loading import load_environment
 from gspo.functional import as_terms
-from gspo.models import Loaded
+from gspo.models import Loaded, pick_device, save_model
 from gspo.objectives.base import UnitObjective
 from gspo.objectives.corrected import Corrected
 from gspo.phases import Phase
 from gspo.policies.causal_lm import TokenScorer
 from gspo.policies.diffusion import ElboScorer
-from gspo.policies.trained import Scorer, TrainedPolicy
+from gspo.policies.trained import TrainedPolicy
 from gspo.renderers import Renderer
 from gspo.requirements import unmet
 from gspo.rewards import Rewards
@@ -42,6 +44,7 @@ from gspo.samplers.base import Sampler
 from gspo.sampling import Sampling
 from gspo.settings import phase_config
 from gspo.training.kinds import build_policy, competition_of
+from gspo.training.state import Saver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,10 @@ class Given:
     """Added to the settings' terms."""
     advantage: AdvantageEstimator | None = None
     """In place of the settings' estimator."""
+    ranks: Ranks = ALONE
+    """The processes that share the run; `gspo train` finds those that torchrun started."""
+    is_asked_to_stop: Callable[[], bool] = lambda: False
+    """Beside signals: whether to save and end after this step."""
 
     def names(self) -> list[str]:
         """Which parts were given as objects: what settings alone cannot bring back."""
@@ -83,7 +90,11 @@ class Parts:
     dataset: Dataset
     rewards: Rewards
     policy: TrainedPolicy
+    """Or `gspo.dist.policy.RankedPolicy`, which does the same with others."""
     sampler: Sampler
+    leading: Leading
+    saver: Saver
+    ranks: Ranks
     reload: Callable[[Path], nn.Module]
     """See `Built`."""
     warm_up: Callable[..., int] | None
@@ -118,7 +129,7 @@ class Parts:
             else Sampling(temperature=temperature, max_completion_tokens=limit)
         )
         samples = 1 if temperature == 0 else settings.samples
-        return replace(self.source, sampling=sampling, group_size=samples, failure_limit=1.0)
+        return self.leading.source(replace(self.source, sampling=sampling, group_size=samples, failure_limit=1.0))
 
 
 def build(
@@ -151,17 +162,19 @@ def build(
     )
     for phase in config.phase:
         refuse_phase(config, phase, given, dataset, len(chosen) + len(own))
-    built = build_policy(config, terms, dataset, report, given.model, given.tokenizer)
+    built = build_policy(loading(config, given.ranks), terms, dataset, report, given.model, given.tokenizer)
+    policy: Any = policy_of(built.scorer, config.optimizer, given.ranks, config.ranks, pick_device(config.device))
+    leading = lead_of(built.sampler, policy, config)
     if with_rewards and not chosen and not own:
         raise ValueError(
             f"the data ({dataset.reading}) brings no reward of its own; set [[rewards]] name = ... or function = "
             '"file.py:function"'
         )
-    rewards = Rewards(chosen, own) if with_rewards else Rewards([no_reward])
+    rewards = rewards_of(chosen, own, config) if with_rewards else Rewards([no_reward])
     common: dict[str, Any] = {
         "rows": dataset.train,
         "renderer": built.renderer,
-        "sampler": built.sampler,
+        "sampler": leading.sampler,
         "rewards": rewards,
         "sampling": config.sampling,
         "group_size": config.group_size,
@@ -179,14 +192,19 @@ def build(
             context=built.context,
         )
     collector = chosen_collector(config, source)
+    if not isinstance(source, OfflineSource):
+        collector = leading.collector(collector)
     return Parts(
         config=config,
         loaded=built.loaded,
         renderer=built.renderer,
         dataset=dataset,
         rewards=rewards,
-        policy=built.policy,
-        sampler=built.sampler,
+        policy=policy,
+        sampler=leading.sampler,
+        leading=leading,
+        saver=saver_of(given.ranks),
+        ranks=given.ranks,
         reload=built.reload,
         warm_up=built.warm_up,
         source=source,
@@ -196,6 +214,15 @@ def build(
         width=built.width,
         repeats_old_pass=built.repeats_old_pass,
     )
+
+
+def rewards_of(chosen: Sequence[Any], own: dict[str, float], config: RunConfig) -> Any:
+    """Rewards scored in this process, or in Ray's."""
+    if not (config.placement.places_rewards and chosen):
+        return Rewards(chosen, own)
+    from gspo.placement.rewards import RayRewards
+
+    return RayRewards(chosen, own, config.placement)
 
 
 def refuse_phase(config: RunConfig, phase: Phase, given: Given, dataset: Dataset, reward_functions: int) -> None:
@@ -283,33 +310,41 @@ def no_reward(completions: list[str], **columns: Any) -> list[None]:
     return [None] * len(completions)
 
 
-def frozen_reference(parts: Parts) -> Scorer:
-    """The policy as it is now, for the reference log-probs; a LoRA policy is its own with adapters off."""
+def frozen_reference(parts: Parts, exported: Path | None = None) -> Any:
+    """The policy as it is now, for the reference log-probs; a LoRA policy is its own with adapters off.
+
+    Many ranks read it from where it has been `exported`: none of them has all weights to copy.
+    """
     if parts.config.lora.rank:
         return _without_adapters(parts)
+    if parts.ranks.is_many and exported is not None:
+        return saved_reference(parts, exported)
     model = copy.deepcopy(parts.loaded.model).requires_grad_(False)
     return parts.policy.scorer.with_model(model)
 
 
-def saved_reference(parts: Parts, folder: Path) -> Scorer:
+def saved_reference(parts: Parts, folder: Path) -> Any:
     """The reference of a run that is being resumed: the weights that it started from."""
     if parts.config.lora.rank:
         return _without_adapters(parts)
-    return parts.policy.scorer.with_model(parts.reload(folder).requires_grad_(False))
+    scorer = parts.policy.scorer.with_model(parts.reload(folder).requires_grad_(False))
+    return reference_of(scorer, parts.policy, parts.config.ranks)
 
 
-def _without_adapters(parts: Parts) -> Scorer:
+def _without_adapters(parts: Parts) -> Any:
     scorer = parts.policy.scorer
     assert isinstance(scorer, TokenScorer | ElboScorer)
-    return replace(scorer, without_adapters=True)
+    return reference_of(replace(scorer, without_adapters=True), parts.policy, parts.config.ranks)
 
 
 def export_model(parts: Parts, folder: Any) -> None:
     """An ordinary Hugging Face folder; adapters are merged into a copy."""
-    model = parts.loaded.model
-    if parts.config.lora.rank:
-        model = copy.deepcopy(model).merge_and_unload()
-    model.save_pretrained(folder)
+    model = parts.policy.plain_model()
     reader = parts.loaded.processor or parts.loaded.tokenizer
-    if reader is not None:
-        reader.save_pretrained(folder)
+
+    def write() -> None:
+        save_model(model, folder)
+        if reader is not None:
+            reader.save_pretrained(folder)
+
+    parts.ranks.first(write)

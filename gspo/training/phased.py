@@ -93,8 +93,9 @@ class Phased:
                 group_size=config.group_size,
                 dropped=frozenset(state.dropped),
             )
-            return replace(parts, collector=chosen_collector(config, source)), state, self.reference, said
-        found = self.pairs(span, state)
+            collector = parts.leading.collector(chosen_collector(config, source))
+            return replace(parts, collector=collector), state, self.reference, said
+        found = self.parts.ranks.first(lambda: self.pairs(span, state))
         state = replace(state, dropped=found.dropped)
         collector = PairCollector(
             pairs=found.pairs,
@@ -115,7 +116,7 @@ class Phased:
         if state.step > span.start:
             return saved_reference(parts, self.folder.phase_reference)
         export_model(parts, self.folder.phase_reference)
-        return frozen_reference(parts)
+        return frozen_reference(parts, self.folder.phase_reference)
 
     def pairs(self, span: Span, state: TrainState) -> Found:
         """As they were found when the phase began; or found now, and written down."""

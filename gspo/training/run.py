@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console as Terminal
 
 from gspo.collectors.draft_then_refine import drafted
 from gspo.collectors.offline import is_offline
 from gspo.collectors.pairs import PairCollector
 from gspo.config import RunConfig
 from gspo.data import Row
+from gspo.dist.ranks import Ranks
+from gspo.dist.saving import read_like
 from gspo.heap import return_blocks, returns_blocks
 from gspo.models import pick_device, without_progress_bars
 from gspo.policies.master import AdamW
-from gspo.policies.trained import TrainedPolicy
 from gspo.report import build_report
+from gspo.samplers.base import Closes, SamplerLost
 from gspo.settings import apply_overrides, phase_config, read_recipe, to_table, validate, write_toml
 from gspo.sinks import Console, JsonlSink, Record, Sink, TensorBoardSink, TrackioSink, WandbSink, truncate_after
-from gspo.threads import Threads, choose_threads
+from gspo.threads import Threads, available_cores, choose_threads
 from gspo.training.evaluate import evaluate
 from gspo.training.folder import RunFolder, write_json
 from gspo.training.loop import (
@@ -37,11 +40,13 @@ from gspo.training.loop import (
 )
 from gspo.training.parts import Given, Parts, build, chosen_terms, export_model, frozen_reference, saved_reference
 from gspo.training.phased import Phased, schedule
-from gspo.training.state import TrainState, load_newest, save
+from gspo.training.state import TrainState, checkpoints, newest
 from gspo.training.supervised import train_supervised
 from gspo.training.update import initial_states
 
 COLD_START_PROBLEMS = 200
+COLD = -1
+"""Versions of the weights during a cold start count down from here; it ends with version 0."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +65,21 @@ class Run:
 
 def start(config: RunConfig, given: Given = Given(), console: Console | None = None) -> Run:
     """A new run, from nothing to its report."""
-    folder = RunFolder(new_folder(config))
-    console = console or Console(config.steps, title=config.name)
+    ranks = given.ranks
+    ranks.open(config.ranks, config.device)
+    folder = RunFolder(ranks.first(lambda: new_folder(config)))
+    console = console or console_of(config, ranks)
     with ExitStack() as stack:
-        should_stop = _surroundings(stack, console)
+        should_stop = _surroundings(stack, console, given)
         parts, threads = _build(config, given, console, stack)
-        folder.path.mkdir(parents=True)
-        folder.config.write_text(write_toml(to_table(config)))
-        write_json(folder.given, given.names())
+        ranks.first(lambda: _begin(folder, config, given))
         _say_what(parts, threads, folder, console)
         started = time.perf_counter()
         supervised = cold_start(parts, console, should_stop)
         if supervised or (_needs_start(parts) and not config.lora.rank):
             export_model(parts, folder.initial)
-        reference = frozen_reference(parts) if _needs_start(parts) else None
+        reference = frozen_reference(parts, folder.initial) if _needs_start(parts) else None
+        parts.sampler.sync_weights(parts.policy, 0)
         before = evaluate_policy(parts)
         state = TrainState(
             threads=threads.number,
@@ -82,10 +88,10 @@ def start(config: RunConfig, given: Given = Given(), console: Console | None = N
             before={**evaluation_record(before), "cold_start_steps": supervised},
             seconds=time.perf_counter() - started,
         )
-        sinks = _sinks(config, folder, console, stack)
+        sinks = _sinks(config, folder, console, stack) if ranks.is_first else []
         for sink in sinks:
             sink.write(Record(step=0, metrics=evaluation_metrics(before)))
-        save(folder.checkpoints, state, parts.policy.weights.state(), config.checkpoints.keep)
+        parts.saver.save(folder.checkpoints, state, parts.policy.weights.state(), config.checkpoints.keep)
         phased = Phased(parts=parts, given=given, folder=folder, reference=reference)
         return _go(phased, state, sinks, console, should_stop)
 
@@ -97,10 +103,7 @@ def resume(
 
     A run that was started from Python with objects (data, functions, a model) needs the same ones in `given`.
     """
-    folder = RunFolder(Path(path))
-    if not folder.config.is_file():
-        raise ValueError(f"{path} is not a run folder: it has no config.toml")
-    config = validate(apply_overrides(read_recipe(folder.config), overrides), str(folder.config))
+    folder, config = RunFolder(Path(path)), config_of(path, overrides)
     needed = json.loads(folder.given.read_text()) if folder.given.is_file() else []
     missing = [name for name in needed if name not in given.names()]
     if missing:
@@ -108,23 +111,50 @@ def resume(
             f"{path} was started from Python with its own {', '.join(missing)}; resume it from Python with the same: "
             f"gspo.resume({str(path)!r}, given=gspo.Given(...))"
         )
-    console = Console(config.steps, title=config.name, plain=plain)
+    ranks = given.ranks
+    ranks.open(config.ranks, config.device)
+    console = console_of(config, ranks, plain)
     with ExitStack() as stack:
-        should_stop = _surroundings(stack, console)
-        state, tensors = load_newest(folder.checkpoints, console.message)
+        should_stop = _surroundings(stack, console, given)
+        state, saved = ranks.first(lambda: newest(folder.checkpoints, console.message))
         config = replace(config, threads=state.threads)
         parts, _ = _build(config, given, console, stack)
-        parts.policy.weights.load(tensors)
+        parts.policy.weights.load(read_like(saved, parts.policy.weights.masters))
         reference = saved_reference(parts, folder.initial) if _needs_start(parts) else None
-        folder.config.write_text(write_toml(to_table(config)))
-        truncate_after(folder.metrics, state.step)
-        folder.drop_after(state.step)
+        ranks.first(lambda: _begin_again(folder, config, state.step))
         console.message(f"resuming {path} at step {state.step} of {config.steps}")
         if state.step >= config.steps:
             console.message(f"all {config.steps} steps are done; extend the run with --steps {config.steps * 2}")
-        sinks = _sinks(config, folder, console, stack)
+        sinks = _sinks(config, folder, console, stack) if ranks.is_first else []
         phased = Phased(parts=parts, given=given, folder=folder, reference=reference)
         return _go(phased, state, sinks, console, should_stop)
+
+
+def config_of(path: Path, overrides: Sequence[tuple[str, Any]] = ()) -> RunConfig:
+    """The settings that a run was started with, under overrides."""
+    file = RunFolder(Path(path)).config
+    if not file.is_file():
+        raise ValueError(f"{path} is not a run folder: it has no config.toml")
+    return validate(apply_overrides(read_recipe(file), overrides), str(file))
+
+
+def _begin(folder: RunFolder, config: RunConfig, given: Given) -> None:
+    folder.path.mkdir(parents=True)
+    folder.config.write_text(write_toml(to_table(config)))
+    write_json(folder.given, given.names())
+
+
+def _begin_again(folder: RunFolder, config: RunConfig, step: int) -> None:
+    folder.config.write_text(write_toml(to_table(config)))
+    truncate_after(folder.metrics, step)
+    folder.drop_after(step)
+
+
+def console_of(config: RunConfig, ranks: Ranks, plain: bool | None = None) -> Console:
+    """The terminal; other ranks than the first have nothing to say."""
+    if ranks.is_first:
+        return Console(config.steps, title=config.name, plain=plain)
+    return Console(config.steps, plain=True, terminal=Terminal(quiet=True))
 
 
 def _needs_start(parts: Parts) -> bool:
@@ -135,22 +165,30 @@ def _needs_start(parts: Parts) -> bool:
     )
 
 
-def _surroundings(stack: ExitStack, console: Console) -> Callable[[], bool]:
-    """What a run borrows from its process and gives back: the terminal, threads, signals, progress bars."""
+def _surroundings(stack: ExitStack, console: Console, given: Given) -> Callable[[], bool]:
+    """What a run borrows from its process and gives back: the terminal, threads, signals, progress bars.
+
+    Returns whether to stop, which ranks agree on: any of them may have been asked.
+    """
     stack.callback(console.close)
     stack.callback(torch.set_num_threads, torch.get_num_threads())
     stack.enter_context(without_progress_bars())
-    return stack.enter_context(stop_on_signals(console.message))
+    ranks = given.ranks
+    say = (lambda text: None) if ranks.is_many else console.message
+    is_asked = stack.enter_context(stop_on_signals(say))
+    return lambda: bool(ranks.largest(int(is_asked() or given.is_asked_to_stop())))
 
 
 def _build(config: RunConfig, given: Given, console: Console, stack: ExitStack) -> tuple[Parts, Threads]:
     """Parts, on the run's number of threads."""
     parts = build(config, given, console.message)
     stack.callback(parts.rewards.close)
+    if isinstance(parts.sampler, Closes):
+        stack.callback(parts.sampler.close)
     parameters = sum(p.numel() for p in parts.loaded.model.parameters())
     if returns_blocks(parameters):
         return_blocks()
-    threads = choose_threads(config.threads, parameters)
+    threads = choose_threads(config.threads, parameters, max(1, available_cores() // given.ranks.local_size))
     torch.set_num_threads(threads.number)
     return parts, threads
 
@@ -172,19 +210,26 @@ def _go(
                 state = leave_out(now, state, span.end, folder, sinks)
                 continue
             state = train_steps(now, state, reference, folder, sinks, should_stop, until=span.end)
+    except SamplerLost as error:
+        newest = next((path.name for path in checkpoints(folder.checkpoints)), "none")
+        raise ValueError(
+            f"{error}; the newest checkpoint is {newest}; go on with: gspo resume {folder.path}"
+        ) from error
     except FloatingPointError as error:
+        parts.saver.finish()
         raise ValueError(
             f"training diverged: {error}; the last checkpoint is kept. Lower optimizer.lr, or look at it with "
             f"`gspo report {folder.path}`"
         ) from error
     finished = state.step >= parts.config.steps
     summary = _summary(parts, state, finished)
-    write_json(folder.summary, summary)
+    parts.saver.finish()
+    parts.ranks.first(lambda: write_json(folder.summary, summary))
     if finished:
         export_model(parts, folder.model)
     else:
         console.message(f"stopped and saved at step {state.step}; go on with: gspo resume {folder.path}")
-    build_report(folder.path)
+    parts.ranks.first(lambda: build_report(folder.path))
     return Run(folder.path, state, summary, parts.loaded.model, parts.loaded.tokenizer, finished)
 
 
@@ -208,7 +253,8 @@ def cold_start(parts: Parts, console: Console, should_stop: Callable[[], bool]) 
         raise ValueError("cold_start.steps is set but the data has no completion column to imitate")
     if parts.config.collector.drafts.number:
         rows = drafted(rows, parts.config.collector.drafts, parts.renderer, parts.config.seed)
-    policy = TrainedPolicy(parts.policy.scorer.imitating(), AdamW(lr=settings.lr, max_grad_norm=1.0))
+    imitates = parts.policy.scorer.imitating()
+    policy = parts.policy.over_same_network(imitates, AdamW(lr=settings.lr, max_grad_norm=1.0))
     problems = [parts.dataset.held_out[i] for i in range(min(COLD_START_PROBLEMS, len(parts.dataset.held_out)))]
     console.phase("cold start", settings.steps)
 
@@ -216,6 +262,7 @@ def cold_start(parts: Parts, console: Console, should_stop: Callable[[], bool]) 
         facts = {"loss": loss}
         done = should_stop()
         if step % settings.check_every == 0 and not parts.is_offline:
+            parts.sampler.sync_weights(parts.policy, COLD - step)
             result = evaluate(parts.evaluation_source(0.0), problems, parts.dataset.is_correct)
             accuracy = result.reward if result.accuracy is None else result.accuracy
             facts["accuracy"] = accuracy

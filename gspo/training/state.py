@@ -2,22 +2,27 @@
 
 A checkpoint is a folder `step_000020/` with `weights.safetensors` (master weights and optimizer moments),
 `state.json` (counters and choices) and `manifest.json` (SHA-256 of both). It is written under another name, synced and
-renamed, so that a half-written one never has the right name; a torn or altered one is found by its hashes.
+renamed, so that a half-written one never has the right name; a torn or altered one is found by its hashes. Many ranks
+write a folder `weights/` of their shards instead (`gspo.dist.saving`); any number of ranks reads either.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+"""Of one process."""
+SHARDS = "weights"
+"""Of many ranks: a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,25 +61,51 @@ def checkpoint_name(step: int) -> str:
     return f"step_{step:06d}"
 
 
-def save(folder: Path, state: TrainState, tensors: dict[str, Tensor], keep: int) -> Path:
-    """Write `folder/step_N`, then drop all but the newest `keep`. The only checkpoint code there is."""
+class Saver(Protocol):
+    """Writes checkpoints, at once or in the background."""
+
+    def save(self, folder: Path, state: TrainState, tensors: Mapping[str, Tensor], keep: int) -> None: ...
+    def settle(self) -> None:
+        """Between two steps."""
+        ...
+
+    def finish(self) -> None:
+        """When this returns, what was saved lies under its name."""
+        ...
+
+
+class FileSaver:
+    """At once, in one file."""
+
+    def save(self, folder: Path, state: TrainState, tensors: Mapping[str, Tensor], keep: int) -> None:
+        save(folder, state, tensors, keep)
+
+    def settle(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+def save(folder: Path, state: TrainState, tensors: Mapping[str, Tensor], keep: int) -> Path:
+    """Write `folder/step_N`, then drop all but the newest `keep`."""
     target = folder / checkpoint_name(state.step)
     partial = folder / (target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial / "weights.safetensors")
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial / WEIGHTS)
         (partial / "state.json").write_text(json.dumps(asdict(state), indent=1))
-        hashes = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
+        hashes = {path.name: sha256(path) for path in sorted(partial.iterdir())}
         (partial / MANIFEST).write_text(json.dumps(hashes, indent=1))
         for path in partial.iterdir():
-            _sync(path)
+            sync(path)
     except Exception:  # safetensors has an error of its own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
-    _sync(folder)
+    sync(folder)
     for old in checkpoints(folder)[keep:]:
         shutil.rmtree(old)
     return target
@@ -86,6 +117,14 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[TrainState, dict[str, Tensor]]:
+    """State and whole tensors of the newest checkpoint whose hashes are right; see `newest`."""
+    from gspo.dist.saving import read_like
+
+    state, path = newest(folder, warn)
+    return state, read_like(path, {})
+
+
+def newest(folder: Path, warn: Callable[[str], None]) -> tuple[TrainState, Path]:
     """The newest checkpoint whose hashes are right; damaged ones are named through `warn` and passed over."""
     found = checkpoints(folder)
     for path in found:
@@ -93,7 +132,7 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[TrainState, 
         if fault:
             warn(f"checkpoint {path.name} is damaged ({fault}); using the one before")
             continue
-        return TrainState(**json.loads((path / "state.json").read_text())), load_file(path / "weights.safetensors")
+        return TrainState(**json.loads((path / "state.json").read_text())), path
     if found:
         raise ValueError(f"all {len(found)} checkpoints under {folder} are damaged; start the run again")
     raise ValueError(f"no checkpoint under {folder}: the run did not get as far as its first one; start it again")
@@ -108,17 +147,17 @@ def damage(path: Path) -> str:
     for name, expected in hashes.items():
         if not (path / name).is_file():
             return f"{name} is missing"
-        if _sha256(path / name) != expected:
+        if sha256(path / name) != expected:
             return f"{name} does not match its hash"
     return ""
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Ask the kernel to put a file or folder on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,5 +1,6 @@
 """Small random models of several families, and steps over their tokens."""
 
+import copy
 import random
 from dataclasses import replace
 
@@ -76,7 +77,7 @@ def network(family: str = "qwen3-tied", dtype: torch.dtype = torch.float64, seed
         torch.manual_seed(seed)
         attention = "eager" if "cap" in family else "sdpa"  # sdpa has no softcap
         model = AutoModelForCausalLM.from_config(
-            {**FAMILIES, **OTHERS}[family], attn_implementation=attention, dtype=dtype
+            copy.deepcopy({**FAMILIES, **OTHERS}[family]), attn_implementation=attention, dtype=dtype
         )
         with torch.no_grad():  # away from the near-uniform start, so that wrong positions show
             for p in model.parameters():

@@ -1,16 +1,24 @@
 """The laws of a sampler."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from fake_servers import FakeServer, FakeSGLang, FakeVLLM
 from small_models import VOCABULARY, network
 
 from gspo.functional import _step
+from gspo.models import save_model
 from gspo.policies import Payload, TokenScorer
 from gspo.samplers import FakeSampler, InProcess, SampleRequest
+from gspo.samplers.http import Link
+from gspo.samplers.servers import Servers
+from gspo.samplers.sglang import SGLang
 from gspo.samplers.streams import stream_keys, uniforms
+from gspo.samplers.vllm import VLLM
+from gspo.samplers.weight_store import WeightStore
 from gspo.sampling import Sampling, draw, sampling_logits
 
 STOP = 1
@@ -45,6 +53,17 @@ def copying(net, max_rows=512):
     return sampler
 
 
+@cache
+def served(dialect, engine):
+    """On a server that was started with other weights, for as long as the tests last."""
+    net = network(dtype=torch.float32)
+    server = FakeServer(engine(network(dtype=torch.float32, seed=1), [STOP]))
+    store = WeightStore("", lambda policy, folder: save_model(net.model, folder))
+    sampler = Servers([Link(server.url, dialect.name, 30.0)], dialect, store, stop_ids=[STOP], rows=9)
+    sampler.sync_weights(None, 0)
+    return sampler
+
+
 def samplers():
     net = network(dtype=torch.float32)
     return {
@@ -53,6 +72,7 @@ def samplers():
         "in-process, fewer rows than a group": InProcess(net, [STOP], 0, max_rows=3),
         "in-process, copied cache": copying(net),
         "in-process, copied cache, small blocks": copying(net, max_rows=8),
+        "vLLM": served(VLLM(), FakeVLLM),
         "fake": FakeSampler(lambda request, i: [5] * i + [STOP], STOP),
     }
 
@@ -105,8 +125,22 @@ FAMILIES = ("qwen3-tied", "qwen2", "llama", "gemma2-softcap", "gemma2-capped-sli
 def test_rescoring_reproduces_the_log_probs(make, family, sampling):
     """What training scores is what was sampled from: temperature, top-k and top-p included."""
     net = network(family, dtype=torch.float32)
+    assert_rescored(net, make(net), sampling)
+
+
+@pytest.mark.parametrize(("dialect", "engine"), [(VLLM(), FakeVLLM), (SGLang(), FakeSGLang)])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_rescoring_reproduces_what_servers_say(dialect, engine, sampling):
+    if dialect.name == "SGLang" and sampling.truncates:
+        with pytest.raises(ValueError, match="does not give log-probs under"):
+            served(dialect, engine).sample(requests(sampling))
+        return
+    assert_rescored(network(dtype=torch.float32), served(dialect, engine), sampling)
+
+
+def assert_rescored(net, sampler, sampling):
     wave = requests(sampling, n=6)
-    rows = [(r.prompt_ids, c) for r, g in zip(wave, make(net).sample(wave), strict=True) for c in g]
+    rows = [(r.prompt_ids, c) for r, g in zip(wave, sampler.sample(wave), strict=True) for c in g]
     width = max(len(c.ids) for _, c in rows)
     mask = torch.tensor([[u < len(c.ids) for u in range(width)] for _, c in rows])
     said = torch.tensor([list(c.logprobs) + [0.0] * (width - len(c.ids)) for _, c in rows])
@@ -165,14 +199,19 @@ def test_order_of_requests_does_not_matter(name):
 
 
 @pytest.mark.parametrize("name", [name for name in samplers() if name != "fake"])
-def test_each_group_comes_when_it_has_ended(name):
-    """Once each, as `sample` says it; with few rows the first comes before the last has begun."""
+def test_each_group_comes_once(name):
+    """As `sample` says it."""
     sampler = samplers()[name]
     wave = [*requests(SAMPLINGS[0]), replace(requests(SAMPLINGS[0])[0], n=0, prompt_id=9)]
     came = list(sampler.sample_each(wave))
     assert sorted(i for i, _ in came) == list(range(len(wave)))
     assert [group for _, group in sorted(came)] == sampler.sample(wave)
 
+
+@pytest.mark.parametrize("name", [name for name in samplers() if name.startswith("in-process")])
+def test_each_group_comes_when_it_has_ended(name):
+    """With few rows the first comes before the last has begun."""
+    sampler, wave = samplers()[name], requests(SAMPLINGS[0])
     passes = []
     sampler.network.body.register_forward_pre_hook(lambda *_: passes.append(1))
     counts = [len(passes) for _ in sampler.sample_each(wave)]

@@ -28,6 +28,7 @@ RUNS = {
     ),
     "drafts": (("collector.drafts.number", 2), ("collector.drafts.template", "{draft} {prompt}")),
     "turns": (GUESSING,),
+    "beside training": (("sampler", "process"), ("max_policy_lag", 1)),
     "experts": (("tiny.experts", 4), ("optimizer.lr", 0.01)),
     "forks": (GUESSING, ("collector.forks", True)),
     "given pairs": (("data.path", str(FOLDER / "pairs.jsonl")), ("rewards", []), ("objective", "dpo")),

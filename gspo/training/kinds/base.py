@@ -10,7 +10,7 @@ from torch import nn
 from gspo.config import RunConfig
 from gspo.corrections import Reweighting
 from gspo.models import Loaded, TinyConfig, load_model, words_of
-from gspo.policies.trained import TrainedPolicy
+from gspo.policies.trained import Scorer
 from gspo.renderers import Renderer
 from gspo.samplers.base import Sampler
 
@@ -21,7 +21,7 @@ class Built:
 
     loaded: Loaded
     renderer: Renderer
-    policy: TrainedPolicy
+    scorer: Scorer
     sampler: Sampler
     reload: Callable[[Path], nn.Module]
     """The model that `save_pretrained` wrote into a folder, on the run's device and in its dtype: a reference."""

@@ -1,22 +1,25 @@
 """A causal language model with its sampler."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from gspo.collectors.offline import is_offline
 from gspo.config import RunConfig
 from gspo.data import Dataset
+from gspo.models import Loaded
 from gspo.objectives.base import UnitObjective
 from gspo.policies.causal_lm import TokenScorer
 from gspo.policies.config import CausalLMConfig
 from gspo.policies.network import Network
-from gspo.policies.trained import TrainedPolicy
 from gspo.renderers import Renderer
 from gspo.samplers.base import Sampler
+from gspo.samplers.config import ProcessConfig, SGLangConfig, VLLMConfig
+from gspo.samplers.copied import Copied, InProcessOfItsOwn, copy_of
 from gspo.samplers.in_process import InProcess
-from gspo.samplers.rounded import Rounded, rounded_copy
 from gspo.training.kinds.base import Built, dtype_name, load, reloading
 
 
@@ -52,20 +55,54 @@ def build_causal_lm(
         routing=settings.routing,
         balance_coef=settings.balance_coef,
     )
-    sampled = network
-    if settings.sampler_dtype not in ("auto", dtype_name(network)):
-        sampled = Network(rounded_copy(loaded.model, getattr(torch, settings.sampler_dtype)))
-    sampler: Sampler = InProcess(sampled, renderer.stop_ids, renderer.pad_id, config.sampler_rows)
 
     return Built(
         loaded=loaded,
         renderer=renderer,
-        policy=TrainedPolicy(scorer, config.optimizer),
-        sampler=sampler if sampled is network else Rounded(sampler, loaded.model, sampled.model),
+        scorer=scorer,
+        sampler=chosen_sampler(config, settings, loaded, network, renderer),
         reload=reloading(network),
         repeats_old_pass=settings.routing == "R2",
         context=getattr(loaded.model.config, "max_position_embeddings", 0),
     )
+
+
+def chosen_sampler(
+    config: RunConfig, settings: CausalLMConfig, loaded: Loaded, network: Network, renderer: Renderer
+) -> Sampler:
+    """Servers, the network that trains, or a copy of it: in another dtype, in another process."""
+    asked = config.sampler
+    if isinstance(asked, VLLMConfig | SGLangConfig):
+        from gspo.samplers.connect import connect
+
+        return connect(
+            asked,
+            model_config=loaded.model.config,
+            tokenizer=loaded.tokenizer,
+            stop_ids=renderer.stop_ids,
+            rows=config.sampler_rows,
+            max_completion_tokens=config.sampling.max_completion_tokens,
+        )
+    make = partial(sampler_on, stop_ids=tuple(renderer.stop_ids), pad_id=renderer.pad_id, max_rows=config.sampler_rows)
+    is_rounded = settings.sampler_dtype not in ("auto", dtype_name(network))
+    dtype = getattr(torch, settings.sampler_dtype) if is_rounded else None
+    if config.placement.places_samplers:
+        from gspo.placement.samplers import on_copy
+
+        return on_copy(loaded.model, dtype, make, config.placement)
+    if isinstance(asked, ProcessConfig):
+        copied = copy_of(loaded.model, dtype, pick_device(asked.device) if asked.device else None)
+        process = InProcessOfItsOwn(make(copied), copied, asked.threads, asked.restarts)
+        return Copied(process, loaded.model, copied)
+    if not is_rounded:
+        return InProcess(network, renderer.stop_ids, renderer.pad_id, config.sampler_rows)
+    copied = copy_of(loaded.model, dtype)
+    return Copied(make(copied), loaded.model, copied)
+
+
+def sampler_on(model: nn.Module, stop_ids: tuple[int, ...], pad_id: int, max_rows: int) -> InProcess:
+    """A sampler with a model of its own."""
+    return InProcess(Network(model), stop_ids, pad_id, max_rows)
 
 
 def refuse_routing(

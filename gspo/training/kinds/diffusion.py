@@ -12,7 +12,6 @@ from gspo.policies.config import DiffusionConfig
 from gspo.policies.diffusion import ElboScorer
 from gspo.policies.diffusion_network import DiffusionNetwork, mask_token
 from gspo.policies.masks import Elbo, MeanField
-from gspo.policies.trained import TrainedPolicy
 from gspo.renderers import Renderer
 from gspo.samplers.diffusion import BlockDiffusion
 from gspo.training.kinds.base import Built, load, reloading
@@ -60,7 +59,7 @@ def build_diffusion(
     return Built(
         loaded=loaded,
         renderer=renderer,
-        policy=TrainedPolicy(scorer, config.optimizer),
+        scorer=scorer,
         sampler=sampler,
         reload=reloading(network, read),
         context=network.positions,

@@ -13,7 +13,6 @@ from gspo.objectives.base import UnitObjective
 from gspo.policies.config import ImageTokensConfig
 from gspo.policies.image_network import ImageNetwork, JanusCodes, VocabularyCodes
 from gspo.policies.image_tokens import ImageScorer
-from gspo.policies.trained import TrainedPolicy
 from gspo.renderers import Renderer
 from gspo.renderers.images import ImageRenderer, grid
 from gspo.rewards import load_function
@@ -53,7 +52,7 @@ def build_image_tokens(
     return Built(
         loaded=loaded,
         renderer=ImageRenderer(words, settings.levels, decode),
-        policy=TrainedPolicy(scorer, config.optimizer),
+        scorer=scorer,
         sampler=ImageSampler(
             network,
             codes=codes,

@@ -23,7 +23,6 @@ from gspo.policies.representation import (
     RepresentationNetwork,
     vision_backbone,
 )
-from gspo.policies.trained import TrainedPolicy
 from gspo.renderers.classes import ClassRenderer
 from gspo.samplers.class_set import ClassSet
 from gspo.training.kinds.base import Built, Competition, dtype_name
@@ -61,7 +60,7 @@ def build_representation(
     return Built(
         loaded=Loaded(made, None, source),
         renderer=renderer,
-        policy=TrainedPolicy(scorer, config.optimizer),
+        scorer=scorer,
         sampler=ClassSet(network, IMAGES_AT_ONCE),
         reload=reload,
         source=partial(ClassSource, accuracy=settings.accuracy, uniformity=settings.uniformity, prepare=prepare),

@@ -1,0 +1,39 @@
+"""Settings of a run on many ranks."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gspo.limits import at_least
+
+Sharding = Literal["full", "gradients", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RanksConfig:
+    """How the processes that torchrun starts share a run. One process without torchrun reads none of it."""
+
+    sharding: Sharding = "full"
+    """full: weights, gradients and moments in shards; gradients: weights whole while a step runs; none: all whole."""
+    cpu_offload: bool = False
+    """Keep shards, gradients and moments in the CPU's memory and update there; layers come to the GPU as they run."""
+    tensor_parallel: int = 1
+    """Ranks that split the matrices of a layer; only 1 is allowed."""
+    context_parallel: int = 1
+    """Ranks that split a sequence; only 1 is allowed."""
+    deadline: float = 1800.0
+    """Seconds that ranks wait for each other before the run ends: longer than the slowest reward or environment."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "ranks.", 1, "tensor_parallel", "context_parallel", "deadline")
+        if self.tensor_parallel > 1:
+            raise ValueError(
+                f"ranks.tensor_parallel = {self.tensor_parallel}: layouts and the chunked head read whole matrices, "
+                'which the models\' own plans split; use ranks.sharding = "full" over all ranks'
+            )
+        if self.context_parallel > 1:
+            raise ValueError(
+                f"ranks.context_parallel = {self.context_parallel}: torch splits plain causal attention, not rows of "
+                "several sequences under a mask; use checkpoint_activations and a smaller micro_batch_tokens"
+            )
+        if self.cpu_offload and self.sharding == "none":
+            raise ValueError('ranks.cpu_offload moves shards, and ranks.sharding = "none" has none; use "full"')

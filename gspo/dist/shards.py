@@ -1,0 +1,223 @@
+"""Where a network's weights lie: whole on every rank, or in shards that FSDP2 gathers layer by layer as they run.
+
+Shards are kept in float32 (float64 stays) and are the master weights themselves; layers are gathered in the dtype that
+the network computes in. The weights of a step were made on the whole step, so gradients are summed over ranks: FSDP's
+mean is switched off, and nothing is undone afterwards.
+
+Weights that are trained beside frozen ones (adapters) are few: they stay whole on every rank, and what is sharded is
+the frozen rest.
+"""
+
+import copy
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from gspo.dist.config import RanksConfig
+from gspo.dist.ranks import Ranks
+from gspo.policies.master import norm_of
+from gspo.policies.network import Network
+
+
+class Placement(Protocol):
+    """Where the weights of one network lie."""
+
+    in_step: bool
+    """Every pass through the network is a collective: ranks make equally many."""
+
+    def whole(self) -> AbstractContextManager[None]:
+        """All weights gathered on every rank, for passes that ranks make each for itself; for reading too."""
+        ...
+
+    def rest(self) -> None:
+        """Let go of what a pass without a backward pass has left gathered."""
+        ...
+
+    def plain_model(self) -> nn.Module:
+        """An ordinary model with all weights, on rank 0; a call of all ranks."""
+        ...
+
+    def total_norm(self, masters: Collection[Tensor]) -> Tensor:
+        """Gradients of all ranks become one; its norm."""
+        ...
+
+
+class Whole:
+    """Every rank has all weights, and the gradients of all ranks are added up before the optimizer looks at them."""
+
+    in_step = False
+
+    def __init__(self, network: Any, ranks: Ranks) -> None:
+        self.network, self.ranks = network, ranks
+
+    def plain_model(self) -> nn.Module:
+        return self.network.model
+
+    def whole(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def rest(self) -> None:
+        pass
+
+    def total_norm(self, masters: Collection[Tensor]) -> Tensor:
+        """A weight without a gradient on any rank stays without."""
+        there = torch.tensor([float(master.grad is not None) for master in masters], device=_device_of(masters))
+        self.ranks.add_up([there])
+        for master, count in zip(masters, there.tolist(), strict=True):
+            if count:
+                master.grad = torch.zeros_like(master) if master.grad is None else master.grad
+                self.ranks.add_up([master.grad])
+        return norm_of(masters)
+
+
+class Sharded:
+    """FSDP2 over all ranks: a group for each decoder layer, and one for what is outside of them."""
+
+    in_step = True
+
+    def __init__(self, network: Network, ranks: Ranks, settings: RanksConfig, device: torch.device) -> None:
+        refuse_unknown(network)
+        self.network, self.ranks = network, ranks
+        self._empty = without_values(network.model)
+        self.keeps_gathered = settings.sharding == "gradients"
+        # What is found out by running the network is found out while it is whole.
+        _ = network.routers, network.shape, network.refusal
+        computes_in = network.dtype
+        self.root = base_of_model(network.model)
+        named = dict(network.model.named_parameters())
+        trained = {p for p in named.values() if p.requires_grad}
+        self.keeps_trained_whole = 0 < len(trained) < len(named)
+        apart = trained if self.keeps_trained_whole else set()
+        for parameter in apart:
+            parameter.data = parameter.data.to(device)
+        is_half = computes_in in (torch.bfloat16, torch.float16)
+        has_masters = is_half and bool(trained) and not self.keeps_trained_whole
+        precision = MixedPrecisionPolicy(param_dtype=computes_in, reduce_dtype=torch.float32)
+        offload = CPUOffloadPolicy() if settings.cpu_offload and device.type == "cuda" else OffloadPolicy()
+        self.mesh = mesh_of(device)
+        layers = [m for m in network.body.modules() if isinstance(m, GradientCheckpointingLayer)]
+        for module in [*reversed(layers), self.root]:
+            if has_masters:
+                for parameter in module.parameters():
+                    parameter.data = parameter.data.float()
+            fully_shard(
+                module,
+                mesh=self.mesh,
+                reshard_after_forward=False if module is self.root else not self.keeps_gathered,
+                mp_policy=precision if has_masters else MixedPrecisionPolicy(),
+                offload_policy=offload,
+                ignored_params=apart,
+            )
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+        self.groups: list[Any] = [m for m in self.root.modules() if isinstance(m, FSDPModule)]
+        network.placed(device, computes_in, self._entrance(network))
+        with torch.no_grad():  # FSDP takes the module that runs first for the root
+            network.hidden(torch.zeros((1, 1), dtype=torch.long, device=device))
+        self.rest()
+
+    def _entrance(self, network: Network) -> Any:
+        """The body, called so that the weights outside of the layers (the output layer's too) are gathered before."""
+        body = network.body
+        self.root.gspo_body = lambda **inputs: body(**inputs)
+        register_fsdp_forward_method(self.root, "gspo_body")
+        return self.root.gspo_body
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        self.root.set_reshard_after_forward(False)
+        for group in self.groups:
+            group.unshard()
+        try:
+            yield
+        finally:
+            for group in self.groups:
+                group.reshard()
+            self.root.set_reshard_after_forward(not self.keeps_gathered)
+            self.root.set_reshard_after_forward(False, recurse=False)
+
+    def rest(self) -> None:
+        for group in self.groups:
+            group.reshard()
+
+    @torch.no_grad()
+    def plain_model(self) -> nn.Module:
+        """Gathered one weight after the other, into the CPU's memory."""
+        values: dict[int, Tensor] = {}
+        state: dict[str, Tensor] = {}
+        dtypes = {name: p.dtype for name, p in self._empty.named_parameters(remove_duplicate=False)}
+        for name, parameter in self.network.model.named_parameters(remove_duplicate=False):
+            if id(parameter) not in values:
+                whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+                values[id(parameter)] = whole.to("cpu", dtypes[name], copy=True) if self.ranks.is_first else whole[:0]
+            state[name] = values[id(parameter)]
+        model = copy.deepcopy(self._empty)
+        if self.ranks.is_first:
+            model.load_state_dict(state, strict=False, assign=True)
+            base_of_model(model).tie_weights()
+        return model
+
+    def total_norm(self, masters: Collection[Tensor]) -> Tensor:
+        if self.keeps_trained_whole:
+            return Whole(self.network, self.ranks).total_norm(masters)
+        norm = norm_of(masters)
+        return norm.full_tensor()  # type: ignore[attr-defined]
+
+
+def mesh_of(device: torch.device) -> DeviceMesh:
+    return init_device_mesh(device.type, (dist.get_world_size(),))
+
+
+def without_values(model: nn.Module) -> nn.Module:
+    """A copy whose parameters have a shape and a dtype, and no memory."""
+    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, empty)
+
+
+def base_of_model(model: Any) -> Any:
+    """The transformers model, without peft around it."""
+    return model.get_base_model() if type(model).__module__.startswith("peft.") else model
+
+
+def refuse_unknown(network: Network) -> None:
+    """Raises ValueError for what cannot be gathered layer by layer."""
+    if network.images is not None:
+        raise ValueError(
+            f"{network.config.model_type} reads images before its layers run: its weights cannot lie in shards; set "
+            'ranks.sharding = "none"'
+        )
+    if network.is_compiled:
+        raise ValueError('compile goes with weights that are whole on every rank; set ranks.sharding = "none"')
+
+
+def _device_of(masters: Collection[Tensor]) -> torch.device:
+    return next(iter(masters)).device
+
+
+def place(network: Any, ranks: Ranks, settings: RanksConfig, device: torch.device) -> Placement:
+    """The network's weights as the settings say."""
+    if settings.sharding == "none":
+        return Whole(network, ranks)
+    if not isinstance(network, Network):
+        raise ValueError('ranks.sharding shards language models; for other kinds of policy set ranks.sharding = "none"')
+    return Sharded(network, ranks, settings, device)
+
+
+def share_of(values: Sequence[Any], rank: int, size: int) -> list[Any]:
+    """A run of them, about as long as the others'."""
+    return list(values[len(values) * rank // size : len(values) * (rank + 1) // size])

@@ -1,0 +1,41 @@
+"""A run under torchrun that something happens to: python failing.py FOLDER WHAT [RECIPE]."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from runs import settings
+
+import gspo.training.loop as loop
+from gspo.dist.launch import joined
+from gspo.training.parts import Given
+from gspo.training.run import console_of, start
+
+
+def happening(what: str, rank: int):
+    """In place of `run_updates`, in the second step."""
+    real, calls = loop.run_updates, [0]
+
+    def run_updates(*args, **named):
+        calls[0] += 1
+        if calls[0] == 2 and rank == 1:
+            if what == "error":
+                raise RuntimeError("planted on rank 1")
+            if what == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **named)
+
+    return run_updates
+
+
+def main(folder: Path, what: str) -> None:
+    with joined(os.environ) as ranks:
+        loop.run_updates = happening(what, ranks.rank)
+        overrides = (("device", "cpu"), ("steps", 200 if what == "stop" else 4), ("ranks.deadline", 60.0))
+        config = settings(folder, *overrides, ("checkpoints.every", 1))
+        start(config, Given(ranks=ranks), console_of(config, ranks, True))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

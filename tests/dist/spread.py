@@ -1,0 +1,124 @@
+"""What one process and two ranks do alike: each check gives tensors by name, to be compared."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from small_models import network, ragged_step
+from torch.distributed.tensor import DTensor
+
+from gspo.corrections import OPSM, TokenTIS
+from gspo.dist.building import policy_of, reference_of
+from gspo.dist.config import RanksConfig
+from gspo.dist.ranks import Ranks
+from gspo.functional import as_terms
+from gspo.models import LoRA, with_lora
+from gspo.objectives import AGRO, DAPO, DPO, EGSW, GRPO, GSPO, REBEL, EntropyBonus, ReferenceKL
+from gspo.objectives.corrected import Corrected
+from gspo.policies.causal_lm import TokenScorer
+from gspo.policies.master import AdamW
+from gspo.policies.network import Network
+from gspo.sampling import Sampling
+
+Tensors = dict[str, torch.Tensor]
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A policy trained for some updates, clipping active."""
+
+    terms: Any = field(default_factory=GSPO)
+    layout: str = "padded"
+    family: str = "qwen3-tied"
+    dtype: torch.dtype = torch.float64
+    sharding: str = "full"
+    rank: int = 0
+    checkpoints: bool = False
+    updates: int = 2
+    groups: int = 4
+    budget: int = 40
+    routing: str = "free"
+    balance: float = 0.0
+
+    def __call__(self, ranks: Ranks) -> Tensors:
+        net = network(self.family, dtype=self.dtype)
+        model = with_lora(net.model, LoRA(rank=self.rank), 0) if self.rank else net.model
+        if self.rank:  # adapters start at 0: away from there, so that all of them have gradients
+            for name, p in model.named_parameters():
+                if "lora_" in name:
+                    p.data = p.data.to(self.dtype) + 0.02
+        net = Network(model, checkpoints_activations=self.checkpoints)
+        terms = as_terms(self.terms)
+        scorer = TokenScorer(
+            network=net,
+            scoring=Sampling(),
+            micro_batch_tokens=self.budget,
+            layout=self.layout,
+            keeps_groups_whole=any(term.traits.keeps_groups_whole for term in terms),
+            routing=self.routing,
+            balance_coef=self.balance,
+        )
+        settings = RanksConfig(sharding=self.sharding)
+        optimizer = AdamW(lr=1e-3, max_grad_norm=1e-3, weight_decay=0.1)
+        policy = policy_of(scorer, optimizer, ranks, settings, CPU)
+        if self.rank:
+            frozen = replace(policy.scorer, without_adapters=True)
+        else:
+            model = network(self.family, dtype=self.dtype, seed=1).model.requires_grad_(False)
+            frozen = scorer.with_model(model)
+        reference = reference_of(frozen, policy, settings)
+        found: Tensors = {}
+        for number in range(self.updates):
+            step = ragged_step(number, self.groups, self.dtype)
+            step = replace(step, rewards=step.advantage, sampler_logprobs=step.old_logprobs)
+            before = policy.logprobs(step)
+            step = replace(
+                step, old_logprobs=before.logprobs + 1e-3, reference_logprobs=reference.logprobs(step).logprobs
+            )
+            if self.routing == "R2":
+                step = replace(step, payload=step.payload.with_replay(before.replay))
+            weights = [term.weights(step, term.counts(step)) for term in terms]
+            result = policy.forward_backward(step, weights, terms)
+            found |= {
+                f"{number} reference": step.reference_logprobs,
+                f"{number} old": before.logprobs,
+                f"{number} entropy": result.entropy,
+                f"{number} logprobs": result.logprobs,
+                f"{number} loss": torch.tensor(result.loss),
+                f"{number} pull": result.unit_gradient,
+                f"{number} log-ratio": result.explanation.log_ratio,
+                f"{number} bound": result.explanation.bound,
+                f"{number} norm": torch.tensor(policy.optim_step(1e-3)),
+            }
+            found |= {f"{number} {name}": whole(value) for name, value in policy.weights.state().items()}
+        return found
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value.clone()
+
+
+CASES: dict[str, Callable[[Ranks], Tensors]] = {
+    "gspo": Case(),
+    "corrected": Case(terms=Corrected(base=GSPO(), corrections=(TokenTIS(), OPSM(delta=1e-4)))),
+    "grpo, replicated": Case(terms=GRPO(), sharding="none"),
+    "dapo, layers kept": Case(terms=DAPO(), sharding="gradients"),
+    "egsw": Case(terms=EGSW(base=DAPO())),
+    "rebel": Case(terms=REBEL()),
+    "dpo": Case(terms=DPO()),
+    "agro": Case(terms=AGRO()),
+    "terms": Case(terms=(GSPO(), ReferenceKL(coef=0.1), EntropyBonus(coef=0.1))),
+    "packed": Case(layout="packed"),
+    "shared": Case(layout="shared_prefix", terms=GRPO()),
+    "auto, untied": Case(layout="auto", family="qwen3-untied"),
+    "lora": Case(rank=2),
+    "lora, replicated": Case(rank=2, sharding="none"),
+    "activations": Case(checkpoints=True, layout="shared_prefix"),
+    "a rank without rows": Case(groups=1),
+    "many micro-batches": Case(budget=1, groups=5),
+    "experts": Case(family="qwen3-moe", balance=0.1),
+    "experts, R2": Case(family="qwen3-moe", routing="R2", balance=0.1),
+    "bf16": Case(dtype=torch.bfloat16),
+}

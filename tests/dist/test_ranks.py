@@ -1,0 +1,69 @@
+"""What many ranks need no second process for."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+from runs import settings
+from small_models import step_of
+
+from gspo.dist.building import loading
+from gspo.dist.config import RanksConfig
+from gspo.dist.policy import shares
+from gspo.dist.ranks import ALONE, Team, ranks_of
+from gspo.dist.shards import share_of
+
+
+@given(some.lists(some.tuples(some.integers(0, 5), some.integers(1, 9)), min_size=1, max_size=20), some.integers(1, 4))
+def test_shares_keep_groups_whole_and_lose_no_row(rows, size):
+    step = step_of([(group, (2, 3), (1,) * length) for group, length in rows])
+    found = shares(step, size)
+    assert sorted(row for share in found for row in share) == list(range(len(rows)))
+    owner = {row: rank for rank, share in enumerate(found) for row in share}
+    for group in {group for group, _ in rows}:
+        assert len({owner[row] for row, (own, _) in enumerate(rows) if own == group}) == 1
+    assert found == shares(step, size)
+
+
+def test_shares_are_balanced_by_tokens():
+    step = step_of([(group, (2,) * 10, (1,) * length) for group, length in enumerate((60, 10, 10, 10))])
+    assert shares(step, 2) == [[0], [1, 2, 3]]
+
+
+@given(some.integers(0, 30), some.integers(1, 7))
+def test_shares_of_requests_follow_each_other(number, size):
+    parts = [share_of(range(number), rank, size) for rank in range(size)]
+    assert [value for part in parts for value in part] == list(range(number))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_ranks_are_those_of_torchrun():
+    assert ranks_of({"RANK": "0"}) is ALONE
+    found = ranks_of({"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1", "LOCAL_WORLD_SIZE": "2"})
+    assert (found.rank, found.size, found.local_size, found.is_first) == (3, 4, 2, False)
+
+
+@pytest.mark.parametrize(
+    "wrong, line",
+    [
+        ({"tensor_parallel": 2}, r"ranks.tensor_parallel = 2: .* use ranks.sharding"),
+        ({"context_parallel": 4}, r"ranks.context_parallel = 4: .* use checkpoint_activations"),
+        ({"sharding": "none", "cpu_offload": True}, r'"none" has none; use "full"'),
+        ({"deadline": 0.5}, "ranks.deadline is 0.5; it must be at least 1"),
+    ],
+)
+def test_what_ranks_cannot_do_is_refused_by_name(wrong, line):
+    with pytest.raises(ValueError, match=line):
+        RanksConfig(**wrong)
+
+
+def test_devices_of_many_ranks():
+    for device, line in (("cuda:1", "one GPU for all ranks"), ("mps", "no collectives")):
+        with pytest.raises(ValueError, match=line):
+            Team(0, 2).open(RanksConfig(), device)
+
+
+def test_what_is_for_one_process_is_refused(tmp_path):
+    config = settings(tmp_path / "run", ("sampler", "process"))
+    assert loading(config, ALONE) is config
+    with pytest.raises(ValueError, match=r'sampler = "process" is for one process, and torchrun started 2'):
+        loading(config, Team(0, 2))

@@ -1,0 +1,163 @@
+"""Two ranks over gloo equal one process: gradients, clipped updates, whole runs, checkpoints of either."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import metrics, settings, weights
+from small_runs import RUNS
+from spread import CASES
+
+from gspo.dist.ranks import ALONE
+from gspo.training.run import resume, start
+from gspo.training.state import checkpoints, damage, load_newest
+
+HERE = Path(__file__).parent
+PLACES = [str(HERE), str(HERE.parent / "conformance"), str(HERE.parent / "resume")]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1", "PYTHONPATH": os.pathsep.join(PLACES)}
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+FAST = ["clipped, compared", "lora", "turns", "cold", "replicated", "served"]
+SLOW = ["curve", "phases", "pairs", "a rounded sampler"]
+
+
+def two_ranks(folder: Path, jobs: list[str]) -> dict:
+    """What the jobs give on rank 0."""
+    start = lambda rank: subprocess.Popen(  # noqa: E731
+        [sys.executable, HERE / "rank.py", str(rank), "2", str(folder), *jobs],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    processes = [start(rank) for rank in range(2)]
+    said = [process.communicate(timeout=500)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    return torch.load(folder / "results.pt", weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """Everything that two ranks do, in one start of two processes: (results by job, their folder)."""
+    folder = tmp_path_factory.mktemp("ranks")
+    start(settings(folder / "from one", ("steps", 2)))
+    jobs = [*CASES, *(f"run:{name}" for name in (*FAST, "half")), "resume:from one"]
+    return two_ranks(folder, jobs), folder
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("case", CASES)
+def test_updates_of_two_ranks_are_those_of_one(done, case):
+    two, one = done[0][case], CASES[case](ALONE)
+    assert two.keys() == one.keys()
+    assert all(one[f"{number} norm"] > 1e-3 for number in range(2))  # clipping is at work
+    is_half = CASES[case].dtype == torch.bfloat16
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-2 if is_half else 1e-9, atol=2e-2 if is_half else 1e-11)
+
+
+def assert_close_runs(one: Path, two: Path) -> None:
+    left, right = metrics(one), metrics(two)
+    assert [line.keys() for line in left] == [line.keys() for line in right]
+    for a, b in zip(left, right, strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+    ours, theirs = weights(one), weights(two)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(theirs[name], ours[name], rtol=1e-4, atol=5e-5)
+    names = lambda folder: sorted(str(p.relative_to(folder)) for p in folder.glob("*/step_*.*"))  # noqa: E731
+    assert names(one) == names(two)
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_run_of_two_ranks_is_that_of_one(done, tmp_path, name):
+    in_process = (("sampler", "in_process"), ("device", "cpu"))
+    start(settings(tmp_path / "one", *RUNS[name], *in_process))
+    assert_close_runs(tmp_path / "one", done[1] / name)
+
+
+def test_checkpoints_are_read_by_any_number_of_ranks(done, tmp_path):
+    folder = done[1]
+    for name in ("half", "from one"):
+        assert [damage(path) for path in checkpoints(folder / name / "checkpoints")] == ["", ""]
+    assert (checkpoints(folder / "half" / "checkpoints")[0] / "weights").is_dir()
+    start(settings(tmp_path / "whole", ("device", "cpu")))
+    resume(folder / "half", [("steps", 4)])
+    for name in ("half", "from one"):
+        lines, whole = metrics(folder / name), metrics(tmp_path / "whole")
+        assert len(lines) == len(whole)
+        assert lines[-1] == pytest.approx(whole[-1], rel=1e-4, abs=1e-5)
+    state, tensors = load_newest(folder / "from one" / "checkpoints", print)
+    assert state.step == 4 and all(type(tensor) is torch.Tensor for tensor in tensors.values())
+
+
+def test_a_checkpoint_of_another_shape_is_one_clear_line(done, tmp_path):
+    source = done[1] / "clipped, compared"
+    for width in (("tiny.intermediate_size", 48), ("tiny.layers", 3)):
+        with pytest.raises(ValueError, match=r"the checkpoint does not fit the model: parameter .* is "):
+            resume(source, [width, ("steps", 9)])
+
+
+def test_a_damaged_shard_is_found(done, tmp_path):
+    import shutil
+
+    shutil.copytree(done[1] / "lora", tmp_path / "run")
+    newest = checkpoints(tmp_path / "run" / "checkpoints")[0]
+    shard = newest / "weights" / "__1_0.distcp"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    assert damage(newest) == "weights/__1_0.distcp does not match its hash"
+
+
+@pytest.mark.slow
+def test_longer_runs_of_two_ranks_are_those_of_one(tmp_path):
+    two_ranks(tmp_path, [f"run:{name}" for name in SLOW])
+    for name in SLOW:
+        start(settings(tmp_path / "one" / name, *RUNS[name], ("device", "cpu")))
+        assert_close_runs(tmp_path / "one" / name, tmp_path / name)
+
+
+# ---- under torchrun
+
+
+def under_torchrun(folder: Path, what: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*TORCHRUN, str(HERE / "failing.py"), str(folder), what],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_an_error_on_one_rank_ends_all_with_one_line(tmp_path):
+    said, _ = under_torchrun(tmp_path / "run", "error").communicate(timeout=120)
+    lines = [line for line in said.splitlines() if line.startswith("gspo: ")]
+    assert len(lines) == 1 and lines[0].startswith("gspo: rank 1: RuntimeError: planted on rank 1 ("), said
+    assert "exitcode  : 2" in said
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_all_with_one_line(tmp_path):
+    said, _ = under_torchrun(tmp_path / "run", "kill").communicate(timeout=120)
+    lines = [line for line in said.splitlines() if line.startswith("gspo: ")]
+    assert len(lines) == 1 and lines[0].startswith("gspo: rank 0 lost the others"), said
+    resume(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_sigterm_saves_once_and_the_run_goes_on(tmp_path):
+    import signal
+    import time
+
+    process = under_torchrun(tmp_path / "run", "stop")
+    path, until = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 100
+    while time.monotonic() < until and not (path.exists() and path.read_text().count("\n") > 2):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=100)
+    steps = metrics(tmp_path / "run")[-1]["step"]
+    assert said.count("stopped and saved at step") == 1 and f"at step {steps};" in said
+    assert load_newest(tmp_path / "run" / "checkpoints", print)[0].step == steps
