@@ -88,6 +88,19 @@ def joined(parts: Sequence[Scored]) -> Scored:
     )
 
 
+def side_by_side(parts: Sequence[Scored], weights: np.ndarray) -> Scored:
+    """Scores of the same rows by other rewards as one; `weights` of all of them."""
+    values = np.concatenate([part.values for part in parts], axis=1)
+    statuses = [[status for part in parts for status in part.statuses[row]] for row in range(len(values))]
+    return Scored(
+        names=tuple(name for part in parts for name in part.names),
+        values=values,
+        statuses=statuses,
+        total=weighted_total(values, statuses, weights),
+        errors=[error for part in parts for error in part.errors],
+    )
+
+
 def weighted_total(values: np.ndarray, statuses: list[list[RewardStatus]], weights: np.ndarray) -> np.ndarray:
     """sum_k w_k r_bk over the parts with status "ok"; NaN for rows with a failed part or with none that applied."""
     status = np.array(statuses, dtype=object).reshape(values.shape)

@@ -83,15 +83,21 @@ class Rewards:
             raise
         self.names: tuple[str, ...] = (*given, *(part.label for part in self._parts))
         self.weights = np.array([*given.values(), *(part.weight for part in self._parts)])
-        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
-        if repeated:
+        try:
+            refuse_repeated(self.names)
+        except ValueError:
             self.close()
-            raise ValueError(f"two rewards are called {repeated[0]!r}: give one of them another label")
+            raise
 
     @property
     def take_time(self) -> bool:
         """Whether any of them is more than a built-in that answers at once."""
         return not all(part.is_trusted for part in self._parts)
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each of them scores a row without looking at others."""
+        return all(part.signature.kind != "batch" for part in self._parts)
 
     def score(
         self,
@@ -174,6 +180,13 @@ class Rewards:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def refuse_repeated(names: Sequence[str]) -> None:
+    """Raises ValueError for two rewards of one name."""
+    repeated = sorted({name for name in names if list(names).count(name) > 1})
+    if repeated:
+        raise ValueError(f"two rewards are called {repeated[0]!r}: give one of them another label")
 
 
 def _part(config: RewardConfig) -> _Part:
