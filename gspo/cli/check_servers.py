@@ -1,11 +1,10 @@
 """`gspo check` of a run that samples from servers: are they there, the same model, exact, and do new weights arrive?"""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
+from gspo.doctor import other_weights
 from gspo.samplers.servers import Servers
 from gspo.training.batch import assemble, flatten
 from gspo.training.parts import Parts
@@ -16,8 +15,6 @@ ARRIVED = 4.0
 """Times the difference at the first weights that it may be at the next ones: they have arrived."""
 LEAST = 0.01
 """Differences below this are rounding."""
-NOISE = 0.3
-"""What is added to all weights and taken away again, against their mean size."""
 
 
 def server_rows(parts: Parts, sampler: Servers, prompts: int) -> list[tuple[str, str, str]]:
@@ -59,21 +56,3 @@ def difference(parts: Parts, prompts: int) -> tuple[float, float]:
     assert step.sampler_logprobs is not None
     gaps = (parts.policy.logprobs(step).logprobs - step.sampler_logprobs)[step.mask].abs()
     return gaps.mean().item(), gaps.max().item()
-
-
-@contextmanager
-def other_weights(parts: Parts) -> Iterator[None]:
-    """The policy under a little noise, and then as it was to the bit."""
-    trained = [p for _, p in parts.policy.network.named_trainable()]
-    kept = [p.detach().clone() for p in trained]
-    make = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in trained:
-            size = p.float().abs().mean().item() or 1.0
-            p.add_(NOISE * size * torch.randn(p.shape, generator=make).to(p.device, p.dtype))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for p, before in zip(trained, kept, strict=True):
-                p.copy_(before)
