@@ -6,17 +6,21 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # One thread for tests and tiny models: with another busy process two OpenMP threads can be 10-30 times slower.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: train test test-vllm check-slow check-environments lint bench-step bench-step-smollm2 bench-memory bench-sampler bench-ranks bench-prefix bench-vllm bench-overlap bench-gpu record-smollm2 record-two-words reproduce-gspo record-objectives record-drafts record-turn-forks record-veripo record-tools record-espo record-representation record-images record-moe docs-check clean
+.PHONY: train test test-vllm test-ray check-slow check-environments lint bench-step bench-step-smollm2 bench-memory bench-sampler bench-ranks bench-prefix bench-vllm bench-overlap bench-gpu record-smollm2 record-two-words reproduce-gspo record-objectives record-drafts record-turn-forks record-veripo record-tools record-espo record-representation record-images record-moe record-faults docs-check clean
 
 train: .make/run
 	$(BIN)/gspo train $(ARGS)
 
 test: .make/dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not vllm and not ray" $(ARGS)
 
 # A real vLLM server on the CPU, in an environment of its own; about a quarter of an hour.
 test-vllm: .make/dev .make/smollm2 .make/vllm
 	$(TEST_ENV) $(BIN)/python -m pytest tests/servers/real_vllm.py -m vllm $(ARGS)
+
+# Real Ray clusters on this machine, in an environment of their own; about ten minutes.
+test-ray: .make/ray
+	$(TEST_ENV) RAY_AUTH_MODE=disabled .venv-ray/bin/python -m pytest tests/placement -m ray $(ARGS)
 
 check-slow: .make/dev
 	$(TEST_ENV) $(BIN)/python -m pytest -m "slow" $(ARGS)
@@ -63,6 +67,10 @@ record-images: .make/dev
 
 record-moe: .make/dev
 	$(TEST_ENV) $(BIN)/python benchmarks/moe.py
+
+# kill -9 of each part at random moments; about half an hour.
+record-faults: .make/ray
+	$(TEST_ENV) RAY_AUTH_MODE=disabled .venv-ray/bin/python benchmarks/faults.py $(ARGS)
 
 # TRL lives in an environment of its own: nothing of gspo needs it.
 bench-step: .make/trl
@@ -132,6 +140,12 @@ check-environments: .make/envs
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	mkdir -p .make && touch $@
 
+.make/ray: pyproject.toml constraints.txt
+	test -d .venv-ray || $(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/pip install --quiet --constraint constraints.txt torch
+	.venv-ray/bin/pip install --quiet --constraint constraints.txt --editable '.[run,dev]' ray==2.60.0
+	mkdir -p .make && touch $@
+
 .make/trl: pyproject.toml benchmarks/requirements-trl.txt
 	test -d .venv-trl || $(PYTHON) -m venv .venv-trl
 	.venv-trl/bin/pip install --quiet --constraint constraints.txt torch
@@ -140,4 +154,4 @@ check-environments: .make/envs
 	mkdir -p .make && touch $@
 
 clean:
-	rm -rf $(VENV) .venv-trl .venv-envs .venv-vllm .make
+	rm -rf $(VENV) .venv-trl .venv-envs .venv-vllm .venv-ray .make

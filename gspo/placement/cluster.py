@@ -1,5 +1,6 @@
 """The Ray cluster of a run: reached or started, its room reserved, its errors in one line."""
 
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,14 @@ from gspo.placement.config import PlacementConfig
 
 REACH = 10.0
 """Seconds that an address has to answer."""
+LOCAL: dict[str, Any] = {
+    "address": "local",
+    "include_dashboard": False,
+    "_node_ip_address": "127.0.0.1",
+    "_system_config": {"worker_niceness": 0},
+}
+"""A cluster of this machine alone. Ray's workers would give way to all other processes."""
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def ray_of(settings: PlacementConfig) -> Any:
@@ -46,7 +55,7 @@ def _connect(ray: Any, settings: PlacementConfig) -> None:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     try:
         if settings.on == "local":
-            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
+            ray.init(**LOCAL, **common)
         elif settings.on == "auto":
             ray.init(address="auto", **common)
         else:
@@ -107,5 +116,5 @@ def own_group() -> Any:
 
 def first_line(error: BaseException) -> str:
     """What an error says, without Ray's report behind it."""
-    lines: Sequence[str] = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines: Sequence[str] = [line.strip() for line in COLOURS.sub("", str(error)).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -6,6 +6,8 @@ from typing import Literal
 
 from gspo.limits import at_least
 
+FIRST_BUNDLE = 1
+"""Of the samplers: the policy has bundle 0."""
 ADDRESS = re.compile(r"ray://[^/:\s]+:\d+")
 
 

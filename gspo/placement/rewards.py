@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from gspo.placement.cluster import ensure_connected, first_line, in_bundle, own_group
-from gspo.placement.config import PlacementConfig
-from gspo.placement.samplers import FIRST_BUNDLE
+from gspo.placement.config import FIRST_BUNDLE, PlacementConfig
 from gspo.rewards.base import RewardConfig, Scored, joined, side_by_side
 from gspo.rewards.calling import Outcome
 from gspo.rewards.scoring import MAX_ERRORS, Rewards, refuse_repeated
@@ -74,10 +73,14 @@ class RayRewards:
             ).remote(list(rewards), os.getcwd())
             for i in range(settings.reward_workers)
         ]
-        self._about: list[About] = self._answer(0, self._actors[0].about.remote(), self._until())
-        self.names: tuple[str, ...] = (*given, *(about.name for about in self._about))
+        try:
+            self._about: list[About] = self._answer(0, self._actors[0].about.remote(), self._until())
+            self.names: tuple[str, ...] = (*given, *(about.name for about in self._about))
+            refuse_repeated(self.names)
+        except ValueError:
+            self.close()
+            raise
         self.weights = np.array([*given.values(), *(about.weight for about in self._about)])
-        refuse_repeated(self.names)
 
     @property
     def take_time(self) -> bool:

@@ -15,15 +15,13 @@ import torch
 from torch import nn
 
 from gspo.placement.cluster import ensure_connected, first_line, in_bundle, own_group
-from gspo.placement.config import PlacementConfig
+from gspo.placement.config import FIRST_BUNDLE, PlacementConfig
 from gspo.samplers.base import SampleRequest, SamplerLost, SamplesEach
 from gspo.samplers.copied import copy_of
 from gspo.types import Completion
 
 Packed = list[tuple[np.ndarray, tuple[int, ...]]]
 """Parameters as bytes, which Ray shares between the processes of a machine, and their shapes."""
-FIRST_BUNDLE = 1
-"""Of the samplers: the policy has bundle 0."""
 
 
 class SamplerActor:
