@@ -5,8 +5,8 @@
 The tiny model samples 48 x 8 completions of at most 24 digits a step in a process of its own and trains them in four
 updates. Of each round, side by side:
 
-- in turn: `max_policy_lag` = 0, while a process of idle priority on either core keeps the side that waits loaded, so
-  that the single times of sampling and training are those of a machine of which the other core is at work;
+- in turn: `max_policy_lag` = 0, while a process of idle priority on either core multiplies matrices whenever its side
+  waits, so that the single times of sampling and training are those of a machine of which the other core is at work;
 - beside: `max_policy_lag` = 1 and 2.
 
 `bound` is the step over max(sample, train) of the round in turn; the goal is 1.1. `forecast` is what gspo.simulation
@@ -83,8 +83,10 @@ class Kept:
 
 def spin() -> None:
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    torch.set_num_threads(1)
+    a = torch.randn(256, 256)
     while True:
-        pass
+        a = (a @ a).clamp(-1, 1)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from gspo.policies.master import AdamW
 from gspo.policies.routing import Balance, Pass, Routes, expert_shares, index_dtype
 from gspo.policies.trained import scored
 from gspo.samplers import InProcess
-from gspo.samplers.rounded import Rounded, rounded_copy
+from gspo.samplers.copied import Copied, copy_of
 from gspo.sampling import Sampling
 from gspo.training.experts import share_changed
 from gspo.training.sequences import pieces_of
@@ -293,8 +293,8 @@ def test_the_sampler_records_what_scoring_finds(make, max_rows, family):
 def test_training_repeats_the_sampler_in_half_precision():
     """The copy follows the weights; its routes are its own, and R3 hands them to the trainer."""
     net = network("qwen3-moe", dtype=torch.float32)
-    half = Network(rounded_copy(net.model, torch.bfloat16))
-    sampler = Rounded(InProcess(half, [1], 0), net.model, half.model)
+    half = Network(copy_of(net.model, torch.bfloat16))
+    sampler = Copied(InProcess(half, [1], 0), net.model, half.model)
     wave = requests(Sampling(max_completion_tokens=24), n=16)
     groups = sampler.sample(wave)
     step = step_of(rows_of(wave, groups), dtype=torch.float32)
@@ -313,9 +313,11 @@ def test_training_repeats_the_sampler_in_half_precision():
     with torch.no_grad():
         for p in net.model.parameters():
             p.mul_(0.9)
-    assert sampler.sample(wave) != groups
+    assert sampler.sample(wave) == groups  # the copy stays as it is until it is told
     sampler.sync_weights(None, 5)
-    assert {c.policy_version for group in sampler.sample(wave) for c in group} == {5}
+    moved = sampler.sample(wave)
+    assert [[c.ids for c in group] for group in moved] != [[c.ids for c in group] for group in groups]
+    assert {c.policy_version for group in moved for c in group} == {5}
     assert next(half.model.parameters()).dtype == torch.bfloat16
     ours, copied = (dict(model.named_buffers()) for model in (net.model, half.model))
     assert all(copied[name].dtype == ours[name].dtype for name in ours)

@@ -136,6 +136,9 @@ def test_a_resumed_run_draws_again_what_was_only_sampled() -> None:
     with Ahead(collector, sampler, None, max_lag=2, until=10) as feed:
         for step in range(3):
             batch = feed.collect(TrainState(step=step, version=step, cursor=3 * step))
+        until = time.monotonic() + 30
+        while len(collector.began) < 4 and time.monotonic() < until:
+            time.sleep(0.01)
     assert batch.cursor == 9 and max(collector.began) > 2  # more was sampled than trained
     again = Counted(sampler)
     with Ahead(again, sampler, None, max_lag=2, until=10) as feed:

@@ -63,9 +63,12 @@ def test_time_is_saved_and_what_ended_meanwhile_is_scored_together():
         time.sleep(0.05)
         return [0.0] * len(completions)
 
-    found = wave(source(slow, seconds=0.04))
-    assert sum(calls) == GROUPS * 4 and len(calls) > 1
-    assert found.seconds["reward"] < 0.05 * 2.5  # one after the other it would be 6 x 0.05
+    waited = []
+    for _ in range(3):  # the quickest: whatever else the machine does
+        calls.clear()
+        waited.append(wave(source(slow, seconds=0.04)).seconds["reward"])
+        assert sum(calls) == GROUPS * 4 and len(calls) > 1
+    assert min(waited) < 0.05 * 2.5  # one after the other it would be 6 x 0.05
     calls.clear()
     wave(source(slow, overlaps=False))
     assert calls == [GROUPS * 4]
