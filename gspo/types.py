@@ -198,13 +198,15 @@ class Step:
     sampler_logprobs: Float[Tensor, "B U"] | None = None
     old_entropy: Float[Tensor, "B U"] | None = None
     """Entropy of the next-token distribution of the old policy, in nats; present when a correction asks for it."""
+    old_from_forward: bool = False
+    """`old_logprobs` are those of the coming forward pass, which runs on the very weights that are the old policy."""
     payload: Any = None
     """What only one policy opens (token ids, images, mask seeds). Indexed by a list of rows, like the tensors."""
 
     def rows(self, rows: list[int]) -> "Step":
         """The same step restricted to some rows (a micro-batch)."""
         index = torch.tensor(rows, dtype=torch.long, device=self.mask.device)
-        pick = lambda x: x[index] if isinstance(x, Tensor) else x if x is None else x[rows]  # noqa: E731
+        pick = lambda x: x[index] if isinstance(x, Tensor) else x if x is None or isinstance(x, bool) else x[rows]  # noqa: E731
         return Step(**{name: pick(value) for name, value in vars(self).items()})
 
 

@@ -1,7 +1,8 @@
 """An objective under detached multipliers: `Corrected(base, corrections)`, made by the trainer from `corrections`.
 
-Those that read stored values are folded into the weights once per step; those that read the current log-probs (OPSM)
-multiply the gain. Denominators are the base's own. A term that the base adds (TRPA's KL) is left alone.
+Those that read stored values are folded into the weights once per step; those that read the current log-probs (OPSM),
+and all where the forward pass brings the old ones (`Step.old_from_forward`), multiply the gain. Denominators are the
+base's own. A term that the base adds (TRPA's KL) is left alone.
 """
 
 from dataclasses import dataclass, replace
@@ -43,13 +44,15 @@ class Corrected:
 
     def weights(self, step: Step, counts: Counts) -> Float[Tensor, "B U"]:
         weight = self.base.weights(step, counts)
-        for correction in self.stored(step).values():
-            weight = weight * correction.weight
+        if not step.old_from_forward:
+            for correction in self.stored(step).values():
+                weight = weight * correction.weight
         return weight
 
     def gain(self, scores: Scores, step: Step) -> Float[Tensor, "B U"]:
         gain = self.base.gain(scores, step)
-        for correction in self.current(step, scores).values():
+        deferred = self.stored(step) if step.old_from_forward else {}
+        for correction in (*deferred.values(), *self.current(step, scores).values()):
             gain = gain * correction.weight
         return gain
 

@@ -7,6 +7,7 @@ each, gradients added up, one update.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -118,6 +119,8 @@ class TrainedPolicy:
         for rows in batches:
             part = step.rows(rows)
             scores = self.scorer.score(part, entropy)
+            if part.old_from_forward:
+                part = replace(part, old_logprobs=scores.logprobs.detach().to(part.old_logprobs.dtype))
             loss = total_loss(terms, [w[rows] for w in weight], scores, part)
             scores.logprobs.retain_grad()
             (loss if scores.penalty is None else loss + scores.penalty).backward()

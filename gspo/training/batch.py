@@ -219,7 +219,11 @@ class MiniBatch:
 
 
 def with_old_logprobs(batch: MiniBatch, old: torch.Tensor) -> MiniBatch:
-    return replace(batch, step=replace(batch.step, old_logprobs=old))
+    return replace(batch, step=replace(batch.step, old_logprobs=old, old_from_forward=False))
+
+
+def with_old_from_forward(batch: MiniBatch) -> MiniBatch:
+    return replace(batch, step=replace(batch.step, old_from_forward=True))
 
 
 def with_old_entropy(batch: MiniBatch, entropy: torch.Tensor) -> MiniBatch:

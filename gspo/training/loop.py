@@ -92,7 +92,14 @@ def _train_steps(
             epochs = config.epochs
             if parts.policy.scorer.redraws:
                 batches, epochs = drawn_anew(batches, epochs, config.seed, state.step), 1
-            batches = prepare(batches, parts.policy, parts.terms, reference, rescore_old=choice == "policy")
+            batches = prepare(
+                batches,
+                parts.policy,
+                parts.terms,
+                reference,
+                rescore_old=choice == "policy",
+                first_scores_itself=not parts.repeats_old_pass,
+            )
         with clock.time("update"):
             rates = [_lr(parts, state.step, i) for i in range(len(batches) * epochs)]
             updates, term_states = run_updates(parts.policy, batches, parts.terms, epochs, rates, state.objective or ())
@@ -209,20 +216,18 @@ def settle_old_logprobs(parts: Parts, state: TrainState, batch: MiniBatch) -> tu
         choice = "policy"
     elif not any("old" in term.traits.needs for term in parts.terms):
         choice = "sampler"  # nothing divides by it
-    if choice == "sampler":
+    if choice:
         return choice, None
     mismatch = measure_mismatch(parts.terms, batch.step, parts.policy.logprobs(batch.step).logprobs)
-    if not choice:
-        choice = "sampler" if is_sampler_sound(mismatch) else "policy"
-    return choice, mismatch
+    return "sampler" if is_sampler_sound(mismatch) else "policy", mismatch
 
 
 def watch_old_logprobs(
     parts: Parts, choice: str, mismatch: Mismatch | None, updates: Sequence[Update]
 ) -> tuple[str, Mismatch | None]:
-    """With the sampler's log-probs the first update measures the mismatch for free; "auto" leaves them if too wide."""
-    if choice == "policy":
-        return choice, mismatch
+    """The first update measures the mismatch for free; "auto" leaves the sampler's log-probs if it is too wide."""
+    if parts.is_offline or parts.sampler.scores == "none":
+        return choice, None
     mismatch = first_forward(updates, parts.terms) or mismatch
     if parts.config.old_logprobs == "auto" and mismatch and not is_sampler_sound(mismatch):
         return "policy", mismatch

@@ -11,7 +11,14 @@ from gspo.functional import explain
 from gspo.objectives.base import Stateful, UnitObjective
 from gspo.policies.base import Policy, StepResult
 from gspo.policies.trained import Scorer
-from gspo.training.batch import MiniBatch, with_old_entropy, with_old_logprobs, with_reference, with_replay
+from gspo.training.batch import (
+    MiniBatch,
+    with_old_entropy,
+    with_old_from_forward,
+    with_old_logprobs,
+    with_reference,
+    with_replay,
+)
 from gspo.types import Explanation, Scores, Step
 
 
@@ -39,7 +46,9 @@ class Mismatch:
 
 
 def measure_mismatch(terms: Sequence[UnitObjective], step: Step, logprobs: Tensor) -> Mismatch:
-    """`logprobs` [B,U] come from the policy at the weights that sampled; the step's old ones from the sampler."""
+    """`logprobs` [B,U] come from the policy, before an update has moved it."""
+    assert step.sampler_logprobs is not None
+    step = replace(step, old_logprobs=step.sampler_logprobs)
     why = explain([term for term in terms if "old" in term.traits.needs], Scores(logprobs=logprobs), step)
     mask = step.mask
     gap = (logprobs - step.old_logprobs)[mask].abs()
@@ -71,22 +80,25 @@ def prepare(
     terms: Sequence[UnitObjective],
     reference: Scorer | None,
     rescore_old: bool,
+    first_scores_itself: bool = False,
 ) -> list[MiniBatch]:
     """Old and reference log-probs in place, before the first update moves the weights.
 
     The policy scores just the rows that training will send through the network, so that both passes have the same
-    micro-batches and the ratio of the first update is 1 to the bit, in bf16 too. Where no term divides by old
+    micro-batches and the ratio of the first update is 1 to the bit, in bf16 too. With `first_scores_itself` the first
+    mini-batch is left out: its update's forward pass runs on these same weights. Where no term divides by old
     log-probs, and nobody knows the sampler's, the reference's stand in for them in the metrics.
     """
     divides = any("old" in term.traits.needs for term in terms)
     ready = []
-    for batch in batches:
+    for number, batch in enumerate(batches):
         rows = live_rows(batch.step, terms)
         if rescore_old and rows and divides:
-            old = batch.step.old_logprobs.clone()
-            scores = policy.logprobs(batch.step.rows(rows))
-            old[rows] = scores.logprobs.to(old.dtype)
-            batch = with_replay(with_old_logprobs(batch, old), rows, scores.replay)
+            if first_scores_itself and number == 0:
+                batch = with_old_from_forward(batch)
+            else:
+                scores = policy.logprobs(batch.step.rows(rows))
+                batch = _with_old(batch, rows, scores.logprobs, scores.replay)
         if any("old_entropy" in term.traits.needs for term in terms):
             entropy = policy.logprobs(batch.step).entropy  # of every row: quantiles are over the whole step
             batch = with_old_entropy(batch, entropy)
@@ -96,6 +108,13 @@ def prepare(
                 batch = with_old_logprobs(batch, batch.step.reference_logprobs)
         ready.append(batch)
     return ready
+
+
+def _with_old(batch: MiniBatch, rows: Sequence[int], logprobs: Tensor, replay: tuple[Any, ...] | None) -> MiniBatch:
+    """With old log-probs of some rows, and what scoring them recorded."""
+    old = batch.step.old_logprobs.clone()
+    old[rows] = logprobs.to(old)
+    return with_replay(with_old_logprobs(batch, old), rows, replay)
 
 
 def drawn_anew(batches: Sequence[MiniBatch], epochs: int, *counters: int) -> list[MiniBatch]:
@@ -133,6 +152,8 @@ def update(policy: Policy, batch: MiniBatch, terms: Sequence[UnitObjective], lr:
     if not rows:
         return Update(batch=batch, rows=rows, result=None, grad_norm=0.0, lr=lr)
     result = policy.forward_backward(step.rows(rows), [weight[rows] for weight in weights], terms)
+    if step.old_from_forward:
+        batch = _with_old(batch, rows, result.logprobs, result.replay)
     return Update(batch=batch, rows=rows, result=result, grad_norm=policy.optim_step(lr), lr=lr)
 
 
@@ -148,10 +169,11 @@ def run_updates(
 
     `states` are those of the terms (None for a term without); they move after each update by its own sums.
     """
-    now = list(states) or initial_states(terms)
+    now, batches = list(states) or initial_states(terms), list(batches)
     done = []
-    for batch, lr in zip([batch for _ in range(epochs) for batch in batches], rates, strict=True):
-        done.append(update(policy, batch, at_states(terms, now), lr))
+    for number, lr in zip([number for _ in range(epochs) for number in range(len(batches))], rates, strict=True):
+        done.append(update(policy, batches[number], at_states(terms, now), lr))
+        batches[number] = done[-1].batch  # a later epoch divides by what the first one found
         totals = _totals(done[-1])
         now = [
             term.update(state, totals) if isinstance(term, Stateful) else state
@@ -178,7 +200,7 @@ def _totals(done: Update) -> dict[str, float]:
 
 
 def first_forward(updates: Sequence[Update], terms: Sequence[UnitObjective]) -> Mismatch | None:
-    """The mismatch as the first update saw it, at the weights that sampled; None if nothing went forward."""
+    """The mismatch as the first update saw it, with the weights unmoved; None if nothing went forward."""
     first = updates[0]
     if first.result is None:
         return None

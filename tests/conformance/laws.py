@@ -170,6 +170,15 @@ def what_is_read_is_declared(terms):
     assert not (any(t.is_on_policy for t in traits) and "old" in needs)
 
 
+def weights_come_before_old_logprobs(terms):
+    """The first update's own forward pass may bring the old log-probs: weights, which come before it, read none."""
+    x = random_inputs(13)
+    noise = torch.randn(x.mask.shape, generator=torch.Generator().manual_seed(2)).double()
+    moved = replace(x, old_logprobs=x.old_logprobs + noise)
+    for before, after in zip(weights_of(terms, x), weights_of(terms, moved), strict=True):
+        assert torch.equal(before, after)
+
+
 def a_group_needs_as_many_completions_as_declared(terms):
     """In smaller groups nothing has a gradient; in groups of that size something has."""
     for term in as_terms(terms):
@@ -227,6 +236,7 @@ EVERY_LAW = (
     gradient_is_the_derivative,
     an_advantage_per_unit_is_taken_or_refused,
     what_is_read_is_declared,
+    weights_come_before_old_logprobs,
     a_group_needs_as_many_completions_as_declared,
     empty_rows_count_in_row_denominators,
     half_precision_is_raised,

@@ -122,6 +122,10 @@ DEFECTS = [
     (Defective("reads the reference unasked", gains=_reads_reference), laws.what_is_read_is_declared),
     (Defective("asks for entropy in vain", traits=Traits(needs=("old", "entropy"))), laws.what_is_read_is_declared),
     (
+        Defective("weighs by old log-probs", weigh=lambda s, c: row_mean(s, c) * s.old_logprobs.exp()),
+        laws.weights_come_before_old_logprobs,
+    ),
+    (
         Defective("asks for pairs in vain", traits=Traits(min_group=2)),
         laws.a_group_needs_as_many_completions_as_declared,
     ),
