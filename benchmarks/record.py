@@ -1,19 +1,23 @@
 """A recipe run to its end and measured: `python benchmarks/record.py smollm2-chain-sum`.
 
-The run lies in runs/NAME and goes on where it stopped. Afterwards the model before and the model after answer the
-held-out questions, greedily and at the recipe's evaluation temperature; each figure has a 95 % interval from a
-bootstrap over *questions* (attempts at one question are not independent). Writes docs/records/NAME.json and the curve
-docs/images/NAME.png.
+    python benchmarks/record.py --name smollm2-chain-sum-vllm smollm2-chain-sum --sampler.name vllm --sampler.url URL
+
+NAME is the recipe's if it is not given. The run lies in runs/NAME and goes on where it stopped. Afterwards the model
+before and the model after answer, in this process, the held-out questions, greedily and at the recipe's evaluation
+temperature; each figure has a 95 % interval from a bootstrap over *questions* (attempts at one question are not
+independent). Writes docs/records/NAME.json and the curve docs/images/NAME.png.
 """
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from gspo.config import RunConfig
+from gspo.samplers.config import InProcessConfig
 from gspo.settings import find_recipe, load_config
 from gspo.training.evaluate import evaluate
 from gspo.training.parts import build
@@ -35,7 +39,7 @@ def interval(scores: np.ndarray, draws: int = 4000) -> dict[str, float]:
 
 def measure(config: RunConfig, model: str) -> dict[str, dict[str, float]]:
     """Exact match and reward of a model on the distinct held-out questions."""
-    parts = build(replace(config, model=model), report=lambda text: None)
+    parts = build(replace(config, model=model, sampler=InProcessConfig()), report=lambda text: None)
     distinct = {json.dumps(row["prompt"]): row for row in parts.dataset.held_out}
     rows = list(distinct.values())
     attempts_each = -(-COMPLETIONS // len(rows))
@@ -78,17 +82,19 @@ def curve(metrics: list[dict], path: Path, title: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", default="")
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs=argparse.REMAINDER)
     args = parser.parse_args()
-    folder = Path("runs") / args.recipe
+    name = args.name or args.recipe
+    folder = Path("runs") / name
     config = load_config(find_recipe(args.recipe), [*args.overrides, "--folder", str(folder)])
     run = resume(folder) if (folder / "config.toml").exists() else start(config)
     if not run.is_finished:
         return
     summary = read_summary(folder)
     record = {
-        "command": f"python benchmarks/record.py {args.recipe} {' '.join(args.overrides)}".strip(),
+        "command": " ".join(["python benchmarks/record.py", *sys.argv[1:]]),
         "before": measure(config, config.model),
         "after": measure(config, str(folder / "model")),
         "seconds": summary["seconds"],
@@ -98,11 +104,11 @@ def main() -> None:
         "versions": summary["versions"],
         "data": summary["data"],
     }
-    out = ROOT / "docs" / "records" / f"{args.recipe}.json"
+    out = ROOT / "docs" / "records" / f"{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=1))
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    curve(metrics, ROOT / "docs" / "images" / f"{args.recipe}.png", args.recipe)
+    curve(metrics, ROOT / "docs" / "images" / f"{name}.png", name)
     print(json.dumps({key: record[key] for key in ("before", "after")}, indent=1))
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -15,8 +16,10 @@ import pytest
 import torch
 
 from gspo.cli.main import run as gspo
+from gspo.doctor import Doctor
 from gspo.models import SMOLLM2, TINY
-from gspo.samplers import SampleRequest, SamplerLost
+from gspo.samplers import SampleRequest, SamplerLost, vllm
+from gspo.samplers.vllm import RELOAD, VLLM
 from gspo.sampling import Sampling
 from gspo.settings import load_config
 from gspo.training.batch import assemble
@@ -45,10 +48,11 @@ def free_port() -> int:
 class Started:
     """`gspo serve`, in a process group of its own."""
 
-    def __init__(self, model: str, log: Path, port: int = 0) -> None:
+    def __init__(self, model: str, log: Path, port: int = 0, flags: tuple[str, ...] = ()) -> None:
         self.model, self.log, self.port = model, log, port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         words = ["serve", model, "--port", str(self.port), "--python", PYTHON, "--max-model-len", "256"]
+        words += ["--", *flags] if flags else []
         with log.open("ab") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gspo", *words],
@@ -113,8 +117,6 @@ def wave(sampling: Sampling, vocabulary: int, length: int = 6, prompts: int = 8,
 
 def gaps(parts, requests, groups) -> torch.Tensor:
     """Differences of the log-probs of all tokens, by server and by policy."""
-    from dataclasses import replace
-
     rows = [
         Sample(
             group_id=p,
@@ -264,6 +266,82 @@ def test_kill_and_start_again(tmp_path):
         assert gaps(parts, requests, groups).max() < 2e-5
     finally:
         again.kill()
+
+
+class KeepsOldWeights(VLLM):
+    def update(self, link, folder, label, restarts):
+        link.post("/update_weight_version", {"new_version": label})
+
+
+class KeepsOldPrefixes(VLLM):
+    def update(self, link, folder, label, restarts):
+        link.post("/collective_rpc", {"method": RELOAD, "kwargs": {"weights_path": str(folder)}})
+        link.post("/update_weight_version", {"new_version": label})
+
+
+class ReadsTextAgain(VLLM):
+    """Ids of the text that the drawn ids make, beside the log-probs of those."""
+
+    def answers(self, link, ask):
+        return [self._again(link, answer) for answer in super().answers(link, ask)]
+
+    def _again(self, link, answer):
+        end = answer.ids[-1:] if answer.ended == "stop" else ()
+        drawn = answer.ids[: len(answer.ids) - len(end)]
+        text = link.post("/detokenize", {"tokens": list(drawn)})["prompt"] if drawn else ""
+        ids = (*(self.encode(link, text) if text else ()), *end)
+        return replace(answer, ids=ids, logprobs=(*answer.logprobs, *(0.0,) * len(ids))[: len(ids)])
+
+
+def causes(server: Started, dialect: VLLM | None = None, *more: str) -> list[str]:
+    parts = parts_of(server, *more)
+    if dialect is not None:
+        parts.sampler.sync_weights(parts.policy, 0)  # as a run began
+        parts.sampler.dialect = dialect
+        for each in parts.sampler.servers:
+            each.dialect = dialect
+    found = Doctor(parts, prompts=4, version=1).examine()[1]
+    parts.sampler.close()
+    print([(each.cause, each.verdict, each.measured) for each in found])
+    return [each.cause for each in found if each.verdict == "cause"]
+
+
+LONG_PROMPTS = ("--data.task", "reasoning_gym/chain_sum", "--data.options.shots", "4")
+WARM = ("--sampling.temperature", "1.2", "--sampling.max_completion_tokens", "24", "--group_size", "4")
+
+
+def test_the_doctor_has_nothing_to_say_of_a_healthy_server(tiny):
+    assert causes(tiny) == [] == causes(tiny, None, "--sampling.top_p", "0.7", "--sampling.temperature", "1.3")
+
+
+def test_the_doctor_names_weights_that_do_not_arrive(tiny):
+    assert causes(tiny, KeepsOldWeights()) == ["stale weights"]
+
+
+def test_the_doctor_names_another_precision(tiny):
+    assert causes(tiny, None, "--dtype", "bfloat16") == ["precision"]
+
+
+def test_the_doctor_names_prefixes_of_old_weights(smollm2):
+    """Prompts of more than a block of 128 tokens."""
+    assert causes(smollm2, KeepsOldPrefixes(), *LONG_PROMPTS, *WARM) == ["stale prefix cache"]
+
+
+def test_the_doctor_names_tokens_that_were_read_again(smollm2):
+    assert causes(smollm2, ReadsTextAgain(), *LONG_PROMPTS, *WARM) == ["tokens"]
+
+
+def test_log_probs_of_another_distribution(tmp_path, capsys, monkeypatch):
+    """A server without the flag is refused; if it were not, the doctor would name it."""
+    server = Started(TINY, tmp_path / "log", flags=("--logprobs-mode", "raw_logprobs")).wait()
+    narrow = ("--sampling.top_p", "0.6", "--sampling.temperature", "1.3")
+    try:
+        assert gspo(["check", *server.words(*narrow)]) == 2
+        assert "its log-probs are raw_logprobs, not of what it draws from" in capsys.readouterr().err
+        monkeypatch.setattr(vllm, "_problem", lambda config: "")
+        assert causes(server, None, *narrow) == ["sampling support"]
+    finally:
+        server.kill()
 
 
 def test_smollm2_in_bfloat16(smollm2, tmp_path):
