@@ -34,7 +34,6 @@ from typing import Any
 
 import httpx
 import pyarrow.parquet as pq
-import ray
 from rich.console import Console as Terminal
 from safetensors.torch import load_file
 
@@ -372,6 +371,8 @@ def main() -> None:
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         if any(is_placed(case) for _, case in wanted):
+            import ray
+
             ray.init(**LOCAL, num_cpus=4, log_to_driver=False, logging_level="ERROR")
             stack.callback(ray.shutdown)
         server = None
