@@ -16,9 +16,9 @@ test: .make/dev
 
 # A real vLLM server on the CPU, in an environment of its own; about a quarter of an hour.
 test-vllm: .make/dev .make/smollm2 .make/vllm
-	$(TEST_ENV) $(BIN)/python -m pytest tests/servers/real_vllm.py -m vllm $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest tests/servers/real_vllm.py tests/placement/real_kept_vllm.py -m vllm $(ARGS)
 
-# Real Ray clusters on this machine, in an environment of their own; about ten minutes.
+# Real Ray clusters on this machine, in an environment of their own; about a quarter of an hour.
 test-ray: .make/ray
 	$(TEST_ENV) RAY_AUTH_MODE=disabled .venv-ray/bin/python -m pytest tests/placement -m ray $(ARGS)
 

@@ -23,7 +23,7 @@ from gspo.policies.config import CausalLMConfig, PolicyConfig
 from gspo.policies.layouts import LayoutName
 from gspo.policies.master import AdamW
 from gspo.rewards import RewardConfig
-from gspo.samplers.config import InProcessConfig, ProcessConfig, SamplerConfig
+from gspo.samplers.config import InProcessConfig, ProcessConfig, SamplerConfig, ServerConfig
 from gspo.sampling import Sampling
 
 OldLogprobs = Literal["auto", "sampler", "policy"]
@@ -284,6 +284,8 @@ class RunConfig:
             raise ValueError(f'{wrong[0]} is for language models that write on: it cannot go with policy = "{kind}"')
 
     def _check_placement(self) -> None:
+        if self.placement.places_servers:
+            self._check_placed_servers()
         if not self.placement.places_samplers:
             return
         number = f"placement.samplers = {self.placement.samplers}"
@@ -298,6 +300,18 @@ class RunConfig:
                 "placement.samplers = 0"
             )
 
+    def _check_placed_servers(self) -> None:
+        number = f"placement.servers = {self.placement.servers}"
+        if not (isinstance(self.sampler, ServerConfig) and self.sampler.name == "vllm"):
+            raise ValueError(
+                f'{number} starts vLLM servers, and sampler = "{self.sampler.name}" asks none: set sampler = "vllm", '
+                "or leave placement.servers out"
+            )
+        if self.sampler.url:
+            raise ValueError(
+                f"{number} starts servers of the run's own, and sampler.url names others: leave one of them out"
+            )
+
     def _check_sampler(self) -> None:
         is_beside = self.placement.places_samplers
         if self.max_policy_lag and isinstance(self.sampler, InProcessConfig) and not is_beside:
@@ -307,6 +321,11 @@ class RunConfig:
             )
         if isinstance(self.sampler, InProcessConfig):
             return
+        if isinstance(self.sampler, ServerConfig) and self.sampler.lora == "adapter" and not self.lora.rank:
+            raise ValueError(
+                'sampler.lora = "adapter" sends the adapters of a LoRA policy, and lora.rank is 0: set lora.rank, or '
+                'sampler.lora = "merged"'
+            )
         if not isinstance(self.policy, CausalLMConfig):
             raise ValueError(
                 f'sampler = "{self.sampler.name}" serves language models: it cannot go with policy = '

@@ -172,7 +172,8 @@ def _members(kind: Any) -> dict[str, Any]:
     kind = typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
     if typing.get_origin(kind) not in (typing.Union, types.UnionType):
         return {}
-    return {m.name: m for m in typing.get_args(kind) if dataclasses.is_dataclass(m)}
+    members = [m for m in typing.get_args(kind) if dataclasses.is_dataclass(m)]
+    return {name: m for m in members for name in typing.get_args(typing.get_type_hints(m)["name"])}
 
 
 def _refuse_unknown(value: Any, kind: Any, path: str, where: str) -> None:

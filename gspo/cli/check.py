@@ -11,7 +11,7 @@ from gspo.cli.idle import idle_settings
 from gspo.collectors.refill import has_spread
 from gspo.config import RunConfig
 from gspo.samplers.base import Closes
-from gspo.samplers.config import SGLangConfig, VLLMConfig
+from gspo.samplers.config import ServerConfig
 from gspo.threads import choose_threads
 from gspo.training.batch import MiniBatch, assemble, flatten
 from gspo.training.loop import estimate
@@ -32,7 +32,7 @@ def check_run(config: RunConfig, terminal: Console, prompts: int = PROMPTS) -> N
         torch.set_num_threads(threads.number)
         terminal.print(f"data: {parts.dataset.reading}", soft_wrap=True)
         terminal.print(f"model: {parts.loaded.source} on {parts.policy.network.device}, {threads}")
-        if isinstance(config.sampler, VLLMConfig | SGLangConfig):
+        if isinstance(config.sampler, ServerConfig):
             terminal.print(_servers(parts))
         terminal.print(_measure(parts, min(prompts, config.prompts_per_step)))
     finally:

@@ -187,6 +187,7 @@ def serve(words: list[str]) -> int:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--python", default="", help="Python of the environment that vLLM is installed in")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16: what the run computes in")
+    parser.add_argument("--lora-rank", type=int, default=0, help='largest rank of sampler.lora = "adapter"; 0: none')
     parser.add_argument("--max-model-len", type=int, default=0, help="tokens of prompt and completion; 0: the model's")
     flags = "\nWhat follows -- goes to vLLM as it is: gspo serve MODEL -- --gpu-memory-utilization 0.5"
     if _wants_help(words, parser.format_help() + flags):

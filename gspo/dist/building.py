@@ -9,6 +9,8 @@ from gspo.collectors.base import Collector
 from gspo.config import RunConfig
 from gspo.dist.config import RanksConfig
 from gspo.dist.ranks import Ranks
+from gspo.placement.config import PlacementConfig
+from gspo.policies.config import CausalLMConfig
 from gspo.policies.master import AdamW
 from gspo.policies.trained import Scorer, TrainedPolicy
 from gspo.samplers.base import Sampler
@@ -25,6 +27,10 @@ class Leading(Protocol):
     @property
     def sampler(self) -> Sampler: ...
     def collector(self, collector: Collector) -> Collector: ...
+    def beside(self, collector: Collector) -> Collector:
+        """A led collector as a thread of rank 0 calls it, while the ranks train."""
+        ...
+
     def source(self, source: Any) -> Any:
         """For held-out questions."""
         ...
@@ -37,6 +43,9 @@ class Unled:
         self.sampler = sampler
 
     def collector(self, collector: Collector) -> Collector:
+        return collector
+
+    def beside(self, collector: Collector) -> Collector:
         return collector
 
     def source(self, source: Any) -> Any:
@@ -76,11 +85,16 @@ def lead_of(sampler: Sampler, policy: "TrainedPolicy | RankedPolicy", config: Ru
     """A sampler with weights of its own is rank 0's alone."""
     if isinstance(policy, TrainedPolicy):
         return Unled(sampler)
-    ranks, is_apart = policy.ranks, not isinstance(config.sampler, InProcessConfig)
     from gspo.dist.sampler import Lead, LoneSampler, SharedSampler
 
-    shared = LoneSampler(sampler, ranks) if is_apart else SharedSampler(sampler, ranks)
+    ranks = policy.ranks
+    shared = LoneSampler(sampler, ranks) if samples_apart(config) else SharedSampler(sampler, ranks)
     return Lead(ranks=ranks, policy=policy, sampler=shared)
+
+
+def samples_apart(config: RunConfig) -> bool:
+    """Whether the sampler has weights of its own: on servers, in another process, in Ray's."""
+    return config.placement.places_samplers or not isinstance(config.sampler, InProcessConfig)
 
 
 def saver_of(ranks: Ranks) -> Saver:
@@ -92,19 +106,18 @@ def saver_of(ranks: Ranks) -> Saver:
 
 
 def loading(config: RunConfig, ranks: Ranks) -> RunConfig:
-    """The settings that a rank loads its model by: what will lie in shards comes from the CPU's memory, layer by layer.
-
-    Raises ValueError with what is for one process only.
-    """
+    """The settings that a rank loads its model by: what will lie in shards comes from the CPU's memory, layer by layer,
+    and a sampler with weights of its own is rank 0's alone."""
     if not ranks.is_many:
         return config
-    settings = {
-        f"max_policy_lag = {config.max_policy_lag}": config.max_policy_lag > 0,
-        'sampler = "process"': isinstance(config.sampler, ProcessConfig),
-    }
-    wrong = [name for name, is_there in settings.items() if is_there]
-    if wrong:
-        raise ValueError(f"{wrong[0]} is for one process, and torchrun started {ranks.size}; leave it out")
-    if not ranks.is_first:
-        config = replace(config, sampler=InProcessConfig())
-    return config if config.ranks.sharding == "none" else replace(config, device="cpu")
+    asked = config.sampler
+    if not ranks.is_first and samples_apart(config):
+        assert isinstance(config.policy, CausalLMConfig)  # the settings refuse such samplers of other policies
+        policy = replace(config.policy, sampler_dtype="auto")
+        here = InProcessConfig()
+        config = replace(config, sampler=here, placement=PlacementConfig(), max_policy_lag=0, policy=policy)
+    if config.ranks.sharding == "none":
+        return config
+    if ranks.is_first and isinstance(asked, ProcessConfig) and not asked.device:
+        config = replace(config, sampler=replace(asked, device=config.device))
+    return replace(config, device="cpu")

@@ -30,7 +30,7 @@ def joined(environment: Mapping[str, str]) -> Iterator[Ranks]:
 def _leave(ranks: Team, error: Exception) -> None:
     """End this process. Not by way of the interpreter's end, which would wait for threads that wait for other ranks."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the ranks that are left
-    line = _line(ranks, error)
+    line = line_of(ranks, error)
     if ranks.is_first_to_fail(line, waits=is_of_connection(error)):
         print(f"gspo: {line}", file=sys.stderr)
     sys.stdout.flush()
@@ -38,7 +38,7 @@ def _leave(ranks: Team, error: Exception) -> None:
     os._exit(MISTAKE)
 
 
-def _line(ranks: Team, error: Exception) -> str:
+def line_of(ranks: Team, error: Exception) -> str:
     """What the user reads: a mistake as it is, and of anything else where it happened."""
     said = " ".join(str(error).split())
     if isinstance(error, ValueError):

@@ -98,17 +98,26 @@ PATIENCE = 3.0
 
 
 class Team:
-    """The processes that torchrun started, over torch.distributed: gloo on CPUs, NCCL between GPUs.
+    """The processes that torchrun or Ray started, over torch.distributed: gloo on CPUs, NCCL between GPUs.
 
     Values go through gloo, as pickles of CPU tensors: nothing that is sent ever depends on a GPU's stream. `meeting`
-    is where the ranks find each other, as torch.distributed reads it.
+    is where the ranks find each other, as torch.distributed reads it. `sees_own_gpu`: each rank sees one GPU, its own,
+    as Ray has it; under torchrun the ranks of a machine see all of its GPUs.
     """
 
     is_many = True
 
-    def __init__(self, rank: int, size: int, local_rank: int = 0, local_size: int = 1, meeting: str = "env://") -> None:
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        local_rank: int = 0,
+        local_size: int = 1,
+        meeting: str = "env://",
+        sees_own_gpu: bool = False,
+    ) -> None:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
-        self.meeting = meeting
+        self.meeting, self.sees_own_gpu = meeting, sees_own_gpu
         self._values: Any = None
         """The group of all ranks that values travel in."""
 
@@ -123,12 +132,7 @@ class Team:
             return
         kind = _device_kind(device)
         if kind == "cuda":
-            if self.local_size > torch.cuda.device_count():
-                raise ValueError(
-                    f"{self.local_size} ranks on a machine with {torch.cuda.device_count()} GPUs; start torchrun with "
-                    f"--nproc-per-node {torch.cuda.device_count()}"
-                )
-            torch.cuda.set_device(self.local_rank)
+            torch.cuda.set_device(self._gpu())
         dist.init_process_group(
             backend="cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
             init_method=self.meeting,
@@ -137,6 +141,17 @@ class Team:
             timeout=timedelta(seconds=settings.deadline),
         )
         self._values = dist.new_group(backend="gloo", timeout=timedelta(seconds=settings.deadline))
+
+    def _gpu(self) -> int:
+        """Its number among those that this rank sees."""
+        if self.sees_own_gpu:
+            return 0
+        if self.local_size > torch.cuda.device_count():
+            raise ValueError(
+                f"{self.local_size} ranks on a machine with {torch.cuda.device_count()} GPUs; start torchrun with "
+                f"--nproc-per-node {torch.cuda.device_count()}"
+            )
+        return self.local_rank
 
     def everyone(self, value: Any) -> list[Any]:
         import torch.distributed as dist
@@ -215,7 +230,7 @@ def _device_kind(device: str) -> str:
     if device == "mps":
         raise ValueError('device = "mps" has no collectives: many ranks run on "cpu" or "cuda"')
     if device.startswith("cuda:"):
-        raise ValueError(f'device = "{device}" is one GPU for all ranks; with torchrun use device = "cuda"')
+        raise ValueError(f'device = "{device}" is one GPU for all ranks; use device = "cuda"')
     return "cuda" if device in ("auto", "cuda") and torch.cuda.is_available() else "cpu"
 
 

@@ -4,9 +4,10 @@ The random stream of a completion is named by counters, so that who samples it d
 and judges are called by rank 0 alone, with whole batches, as in one process.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from torch import nn
@@ -17,7 +18,7 @@ from gspo.data import Row
 from gspo.dist.policy import RankedPolicy
 from gspo.dist.ranks import Ranks, portable
 from gspo.dist.shards import share_of
-from gspo.samplers.base import Closes, Sampler, SampleRequest
+from gspo.samplers.base import Closes, Sampler, SampleRequest, SamplesEach, TakesSnapshots
 from gspo.types import Completion
 
 T = TypeVar("T")
@@ -90,8 +91,27 @@ class LoneSampler:
         gathered = Gathered(policy.plain_model())
         self.ranks.first(lambda: self.sampler.sync_weights(gathered, version))
 
+    def snapshot(self, policy: Any, version: int) -> Callable[[], None]:
+        """A call of all ranks. What rank 0 gets puts the weights in place, from any of its threads; the others' does
+        nothing. A model put together from shards is a copy already: it is sent by who puts it, if it ever is."""
+        gathered = Gathered(policy.plain_model())
+        is_copy = gathered.model is not policy.network.model
+        kept: list[Callable[[], None]] = []
+
+        def keep() -> None:
+            assert isinstance(self.sampler, TakesSnapshots)
+            later = partial(self.sampler.sync_weights, gathered, version)
+            kept.append(later if is_copy else self.sampler.snapshot(gathered, version))
+
+        self.ranks.first(keep)
+        return kept[0] if kept else lambda: None
+
     def sample(self, requests: Sequence[SampleRequest]) -> list[list[Completion]]:
         return self.sampler.sample(requests)
+
+    def sample_each(self, requests: Sequence[SampleRequest]) -> Iterator[tuple[int, list[Completion]]]:
+        assert isinstance(self.sampler, SamplesEach)
+        yield from self.sampler.sample_each(requests)
 
     def arrive(self) -> None:
         pass
@@ -128,6 +148,10 @@ class Lead:
 
     def collector(self, collector: Collector) -> Collector:
         return LedCollector(collector=collector, lead=self)
+
+    def beside(self, collector: Collector) -> Collector:
+        assert isinstance(collector, LedCollector)
+        return collector.collector
 
     def source(self, source: Source) -> Source:
         return LedSource(source=source, lead=self)

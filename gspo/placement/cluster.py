@@ -4,6 +4,7 @@ import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from gspo.placement.config import PlacementConfig
@@ -83,7 +84,8 @@ def reserved(ray: Any, settings: PlacementConfig) -> Iterator[Any]:
             if number > there.get(name, 0.0):
                 raise ValueError(
                     f"placement reserves {number:g} {name}s on this machine, which has {there.get(name, 0.0):g}; lower "
-                    "placement.samplers, placement.reward_workers, or what each of them takes (fractions are allowed)"
+                    "placement.samplers, placement.reward_workers, placement.policies, or what each of them takes "
+                    "(fractions are allowed)"
                 )
     group = placement_group(settings.bundles, strategy=settings.strategy.upper())
     try:
@@ -112,6 +114,32 @@ def own_group() -> Any:
     from ray.util import get_current_placement_group
 
     return get_current_placement_group()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Of one process."""
+
+    node: str
+    """Ray's name of its machine."""
+    address: str
+    """Under which the others of the run reach it."""
+    port: int
+    """Free there."""
+
+
+def here(settings: PlacementConfig) -> Where:
+    """Of the process that asks, which is one of Ray's. In a cluster of this machine alone nobody else need reach it."""
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    (address,) = [found["NodeManagerAddress"] for found in ray.nodes() if found["NodeID"] == node]
+    if settings.on == "local":
+        address = "127.0.0.1"
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        port = probe.getsockname()[1]
+    return Where(node=node, address=address, port=port)
 
 
 def first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gspo.placement.cluster import ensure_connected, first_line, in_bundle, own_group
-from gspo.placement.config import FIRST_BUNDLE, PlacementConfig
+from gspo.placement.config import PlacementConfig
 from gspo.rewards.base import RewardConfig, Scored, joined, side_by_side
 from gspo.rewards.calling import Outcome
 from gspo.rewards.scoring import MAX_ERRORS, Rewards, refuse_repeated
@@ -63,13 +63,12 @@ class RayRewards:
         self._settings, self._given = settings, Rewards([], given) if given else None
         self._ray = ensure_connected(settings)
         group, kind = own_group(), self._ray.remote(RewardActor)
-        first = FIRST_BUNDLE + settings.samplers
         self._actors = [
             kind.options(
                 num_cpus=settings.reward_cpus,
                 max_restarts=-1,
                 max_task_retries=settings.restarts,
-                scheduling_strategy=in_bundle(group, first + i),
+                scheduling_strategy=in_bundle(group, settings.bundle("reward", i)),
             ).remote(list(rewards), os.getcwd())
             for i in range(settings.reward_workers)
         ]

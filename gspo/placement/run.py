@@ -1,12 +1,9 @@
-"""A run whose policy is a Ray actor: started, listened to, and resumed after its death."""
+"""A run whose policy is a Ray actor, or several: started, listened to, and resumed after a death."""
 
 import os
-import queue
 import shutil
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,101 +11,21 @@ from gspo.config import RunConfig
 from gspo.dist.ranks import Ranks
 from gspo.placement.cluster import connected, first_line, in_bundle, reserved
 from gspo.placement.config import PlacementConfig
+from gspo.placement.policies import Job, PlacedRun, PolicyDied, PolicyWorker, outcome, ranks_at
+from gspo.placement.servers import Servers, kept_up
 
 LISTEN = 0.3
 """Seconds between two looks at what the run has said."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What the policy's process is to do, in folders that it shares with who asks."""
-
-    home: str
-    """Working folder: where relative paths in the settings begin."""
-    folder: str
-    config: RunConfig | None = None
-    """Of a new run; None resumes the one in `folder`."""
-    overrides: tuple[tuple[str, Any], ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlacedRun:
-    """What is left of a run whose model lived elsewhere."""
-
-    folder: Path
-    summary: dict[str, Any]
-    is_finished: bool
-
-
-class PolicyWorker:
-    """The process that trains. `run` takes the whole run; `said` and `stop` are answered meanwhile."""
-
-    def __init__(self) -> None:
-        self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._stop = threading.Event()
-
-    def pid(self) -> int:
-        return os.getpid()
-
-    def said(self) -> str:
-        """What it printed since the last time."""
-        found = []
-        while not self._said.empty():
-            found.append(self._said.get())
-        return "".join(found)
-
-    def stop(self) -> None:
-        """Save and end after this step."""
-        self._stop.set()
-
-    def run(self, job: Job) -> PlacedRun:
-        from transformers.utils import logging
-
-        from gspo.sinks import Console
-        from gspo.training.parts import Given
-        from gspo.training.run import resume, start
-
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-        if not Path(job.home).is_dir():
-            raise ValueError(
-                f"the folder {job.home} is not there for the policy's process: the run needs a shared disk"
-            )
-        os.chdir(job.home)
-        given = Given(is_asked_to_stop=self._stop.is_set)
-        with redirect_stdout(_Lines(self._said)):  # type: ignore[type-var]
-            if job.config is None:
-                done = resume(Path(job.folder), job.overrides, given, plain=True)
-            else:
-                done = start(job.config, given, Console(job.config.steps, title=job.config.name, plain=True))
-        return PlacedRun(folder=done.folder, summary=done.summary, is_finished=done.is_finished)
-
-
-class _Lines:
-    """A text file whose lines go into a queue."""
-
-    encoding = "utf-8"
-
-    def __init__(self, said: "queue.SimpleQueue[str]") -> None:
-        self._said = said
-
-    def write(self, text: str) -> int:
-        self._said.put(text)
-        return len(text)
-
-    def flush(self) -> None:
-        pass
-
-    def isatty(self) -> bool:
-        return False
+LAST = 10.0
+"""Seconds that ended processes may take to be gone, before others take their place."""
 
 
 def refuse_ranks(ranks: Ranks, settings: PlacementConfig) -> None:
     """Raises ValueError for a run that torchrun has spread already."""
     if ranks.is_many:
         raise ValueError(
-            f'placement.on = "{settings.on}" has one policy process, and torchrun started {ranks.size}: start the run '
-            "without torchrun, or leave placement out"
+            f'placement.on = "{settings.on}" starts the ranks itself (placement.policies = {settings.policies}), and '
+            f"torchrun started {ranks.size}: start the run without torchrun, or leave placement out"
         )
 
 
@@ -117,40 +34,44 @@ def start_placed(config: RunConfig, show: Callable[[str], None]) -> PlacedRun:
     from gspo.training.run import new_folder
 
     config = replace(config, folder=str(new_folder(config).absolute()))
-    return _placed(Job(home=os.getcwd(), folder=config.folder, config=config), config.placement, show)
+    return _placed(Job(home=os.getcwd(), folder=config.folder, config=config), config, show)
 
 
 def resume_placed(
     path: Path, placement: PlacementConfig, overrides: Sequence[tuple[str, Any]], show: Callable[[str], None]
 ) -> PlacedRun:
     """Go on with a run."""
+    from gspo.training.run import config_of
+
     job = Job(home=os.getcwd(), folder=str(path.absolute()), overrides=tuple(overrides))
-    return _placed(job, placement, show)
+    return _placed(job, replace(config_of(path, overrides), placement=placement), show)
 
 
-def _placed(job: Job, settings: PlacementConfig, show: Callable[[str], None]) -> PlacedRun:
+def _placed(job: Job, config: RunConfig, show: Callable[[str], None]) -> PlacedRun:
     from gspo.training.run import stop_on_signals
 
+    settings = config.placement
     with (
         connected(settings) as ray,
         reserved(ray, settings) as group,
         stop_on_signals(lambda text: show(f"{text}\n")) as is_asked,
+        kept_up(ray, config, group, job.home, show, is_asked) as servers,
     ):
-        died = 0
+        job, died = replace(job, servers=servers.urls), 0
         while True:
             try:
-                return _attempt(ray, job, settings, group, is_asked, show)
-            except ray.exceptions.RayActorError as error:
+                return _attempt(ray, job, settings, group, is_asked, show, servers)
+            except PolicyDied as error:
                 died += 1
                 job = _again(job)
                 folder = Path(job.folder)
                 how = f"gspo resume {folder}" if job.config is None else "start it again (there is no checkpoint yet)"
                 if died > settings.restarts:
                     raise ValueError(
-                        f"the policy's process ended {died} times ({first_line(error)}); if the system killed it, "
+                        f"the policy's process ended {died} times ({error}); if the system killed it, "
                         f"it may lack memory: lower micro_batch_tokens. Go on: {how}"
                     ) from None
-                show(f"the policy's process ended ({first_line(error)}): again, {died} of {settings.restarts}\n")
+                show(f"the policy's process ended ({error}): again, {died} of {settings.restarts}\n")
 
 
 def _again(job: Job) -> Job:
@@ -172,37 +93,40 @@ def _attempt(
     group: Any,
     is_asked: Callable[[], bool],
     show: Callable[[str], None],
+    servers: Servers,
 ) -> PlacedRun:
-    """One policy's process, to the end of the run or to its own."""
-    worker = (
-        ray.remote(PolicyWorker)
-        .options(
+    """The policy's processes, to the end of the run or to that of one of them."""
+    kind = ray.remote(PolicyWorker)
+    workers = [
+        kind.options(
             num_cpus=settings.policy_cpus,
             num_gpus=settings.policy_gpus,
             max_concurrency=3,
-            scheduling_strategy=in_bundle(group, 0),
-        )
-        .remote()
-    )
+            scheduling_strategy=in_bundle(group, settings.bundle("policy", rank)),
+        ).remote()
+        for rank in range(settings.policies)
+    ]
     try:
-        ray.get(worker.pid.remote(), timeout=settings.deadline)
-        result, is_told = worker.run.remote(job), False
+        places = ray.get([worker.where.remote(settings) for worker in workers], timeout=settings.deadline)
+        results = [worker.run.remote(job, rank) for worker, rank in zip(workers, ranks_at(places), strict=True)]
+        is_told = False
         while True:
-            done, _ = ray.wait([result], timeout=LISTEN)
-            show(ray.get(worker.said.remote(), timeout=settings.deadline))
-            if done:
-                return ray.get(result)
+            ended, _ = ray.wait(results, num_returns=len(results), timeout=LISTEN)
+            show(ray.get(workers[0].said.remote(), timeout=settings.deadline) + servers.said())
+            done = outcome(ray, results, ended)
+            if done is not None:
+                return done
             if is_asked() and not is_told:
-                ray.get(worker.stop.remote(), timeout=settings.deadline)
+                ray.get(workers[0].stop.remote(), timeout=settings.deadline)
                 is_told = True
+    except ray.exceptions.RayActorError as error:
+        raise PolicyDied(first_line(error)) from None
     except ray.exceptions.GetTimeoutError:
         raise ValueError(
             f"waited {settings.deadline:g} s (placement.deadline) for the policy's process to answer: it hangs, or its "
             f"machine is gone; go on with: gspo resume {job.folder}"
         ) from None
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError | OSError):
-            raise error.cause from None
-        raise
     finally:
-        ray.kill(worker)
+        for worker in workers:
+            ray.kill(worker)
+        ray.wait([worker.pid.remote() for worker in workers], num_returns=len(workers), timeout=LAST)  # until it knows

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from gspo.placement.cluster import ensure_connected, first_line, in_bundle, own_group
-from gspo.placement.config import FIRST_BUNDLE, PlacementConfig
+from gspo.placement.config import PlacementConfig
 from gspo.samplers.base import SampleRequest, SamplerLost, SamplesEach
 from gspo.samplers.copied import copy_of
 from gspo.types import Completion
@@ -65,20 +65,18 @@ class Kept:
 
 
 class RaySamplers:
-    """A sampler over Ray actors: each has what `make` gives for a model that takes over the parameters of `source`.
+    """A sampler over Ray actors: each has what `make` gives for a model like `copied`, with the policy's parameters.
 
     An actor that dies is started again by Ray, where there is room, and asked for its share again by Ray, at most
     `settings.restarts` times under the same prompts.
     """
 
-    def __init__(
-        self, make: Callable[[nn.Module], Any], source: nn.Module, copied: nn.Module, settings: PlacementConfig
-    ) -> None:
+    def __init__(self, make: Callable[[nn.Module], Any], copied: nn.Module, settings: PlacementConfig) -> None:
         sampler = make(copied)
         if not isinstance(sampler, SamplesEach):
             raise ValueError(f"placement.samplers needs groups as they end, and {type(sampler).__name__} gives none")
         self.scores: Literal["exact", "guided", "none"] = sampler.scores  # type: ignore[attr-defined]
-        self._source, self._settings = source, settings
+        self._settings = settings
         self._dtypes = [parameter.dtype for parameter in copied.parameters()]
         self._ray = ensure_connected(settings)
         self._number, self._version = 0, 0
@@ -91,7 +89,7 @@ class RaySamplers:
                 num_gpus=settings.sampler_gpus,
                 max_restarts=-1,
                 max_task_retries=settings.restarts,
-                scheduling_strategy=in_bundle(group, FIRST_BUNDLE + i),
+                scheduling_strategy=in_bundle(group, settings.bundle("sampler", i)),
             ).remote(make, settings.sampler_cpus, settings.sampler_gpus > 0)
             for i in range(settings.samplers)
         ]
@@ -105,7 +103,7 @@ class RaySamplers:
 
     def snapshot(self, policy: Any, version: int) -> Callable[[], None]:
         """The weights go into Ray's object store once, in the samplers' dtype; actors fetch them before they answer."""
-        kept = self._ray.put(packed(self._source, self._dtypes))
+        kept = self._ray.put(packed(policy.network.model, self._dtypes))
 
         def put() -> None:
             self._number, self._version = self._number + 1, version
@@ -191,4 +189,4 @@ def on_copy(
     source: nn.Module, dtype: torch.dtype | None, make: Callable[[nn.Module], Any], settings: PlacementConfig
 ) -> RaySamplers:
     """Samplers on copies of a model."""
-    return RaySamplers(make, source, copy_of(source, dtype, torch.device("cpu")), settings)
+    return RaySamplers(make, copy_of(source, dtype, torch.device("cpu")), settings)

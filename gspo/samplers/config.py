@@ -35,14 +35,19 @@ class ProcessConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VLLMConfig:
-    """A vLLM server over HTTP, or several, started by `gspo serve MODEL`."""
+class ServerConfig:
+    """Inference servers over HTTP: vLLM's, started by `gspo serve MODEL`, or SGLang's (written from its protocol and
+    tested against an imitation of it)."""
 
-    name: Literal["vllm"] = "vllm"
-    url: str | tuple[str, ...] = "http://127.0.0.1:8000"
-    """Address of the server, or a list of them: requests are spread over all."""
+    name: Literal["vllm", "sglang"] = "vllm"
+    url: str | tuple[str, ...] = ""
+    """Address of the server, or a list of them: requests are spread over all. Empty: this machine, at the port that the
+    server takes of itself (vLLM 8000, SGLang 30000)."""
     shared: str = ""
     """Folder for the weights, on a disk that the servers read too; empty: in this machine's temporary folder."""
+    lora: Literal["merged", "adapter"] = "merged"
+    """How a LoRA policy is sent. merged: whole, its adapters added in; adapter: they alone, which vLLM keeps apart as
+    the policy does (`gspo serve MODEL --lora-rank R`)."""
     in_flight: InFlight = "finish"
     """Completions under way at a weight update. finish: they end under the weights that began them; restart: they are
     dropped and drawn again from the new weights (sooner ready, and long completions come out rarer)."""
@@ -53,40 +58,25 @@ class VLLMConfig:
 
     def __post_init__(self) -> None:
         refuse_unreachable(self)
+        if self.lora == "adapter" and self.name != "vllm":
+            raise ValueError('sampler.lora = "adapter" is for sampler.name = "vllm"; use "merged"')
 
 
-@dataclass(frozen=True, kw_only=True)
-class SGLangConfig:
-    """An SGLang server over HTTP, or several. Written from its protocol and tested against an imitation of it."""
-
-    name: Literal["sglang"] = "sglang"
-    url: str | tuple[str, ...] = "http://127.0.0.1:30000"
-    """Address of the server, or a list of them: requests are spread over all."""
-    shared: str = ""
-    """Folder for the weights, on a disk that the servers read too; empty: in this machine's temporary folder."""
-    in_flight: InFlight = "finish"
-    """Completions under way at a weight update; see vllm."""
-    timeout: float = 300.0
-    """Seconds after which a request without an answer is given up and asked again, elsewhere if possible."""
-    deadline: float = 900.0
-    """Seconds of asking again, with growing pauses, after which the run saves its state and stops."""
-
-    def __post_init__(self) -> None:
-        refuse_unreachable(self)
-
-
-ServerConfig = VLLMConfig | SGLangConfig
-SamplerConfig = Annotated[InProcessConfig | ProcessConfig | VLLMConfig | SGLangConfig, Discriminator("name")]
+SamplerConfig = Annotated[InProcessConfig | ProcessConfig | ServerConfig, Discriminator("name")]
 """What a recipe may name under `sampler`."""
+PORTS = {"vllm": 8000, "sglang": 30000}
 
 
 def urls(config: ServerConfig) -> tuple[str, ...]:
+    """Addresses, at least one."""
+    if not config.url:
+        return (f"http://127.0.0.1:{PORTS[config.name]}",)
     return (config.url,) if isinstance(config.url, str) else config.url
 
 
 def restarts(config: "SamplerConfig") -> bool:
     """Whether completions under way are begun again when the weights change."""
-    return isinstance(config, VLLMConfig | SGLangConfig) and config.in_flight == "restart"
+    return isinstance(config, ServerConfig) and config.in_flight == "restart"
 
 
 def refuse_unreachable(config: ServerConfig) -> None:
@@ -94,8 +84,8 @@ def refuse_unreachable(config: ServerConfig) -> None:
     for url in urls(config):
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"sampler.url is {url!r}; it must begin with http:// or https://")
-    if not urls(config) or len(set(urls(config))) < len(urls(config)):
-        raise ValueError(f"sampler.url is {list(urls(config))}: it must name each server once, and at least one")
+    if len(set(urls(config))) < len(urls(config)):
+        raise ValueError(f"sampler.url is {list(urls(config))}: it must name each server once")
     for name in ("timeout", "deadline"):
         if getattr(config, name) <= 0:
             raise ValueError(f"sampler.{name} is {getattr(config, name)}; it must be above 0")

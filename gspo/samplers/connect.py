@@ -12,7 +12,7 @@ from gspo.samplers.http import Failed, Link, Refused
 from gspo.samplers.servers import Server, Servers
 from gspo.samplers.sglang import SGLang
 from gspo.samplers.vllm import VLLM
-from gspo.samplers.weight_store import WeightStore
+from gspo.samplers.weight_store import WeightStore, save_adapters, save_base
 
 DIALECTS: dict[str, Dialect] = {"vllm": VLLM(), "sglang": SGLang()}
 SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -30,7 +30,9 @@ def connect(
     max_completion_tokens: int,
 ) -> Servers:
     """Nothing is asked of the servers before `sync_weights`."""
-    dialect = DIALECTS[config.name]
+    is_apart = config.lora == "adapter"
+    dialect = VLLM(sends_adapters=True) if is_apart else DIALECTS[config.name]
+    store = WeightStore(config.shared, save_adapters, save_base) if is_apart else WeightStore(config.shared)
 
     def verify(server: Server) -> None:
         refuse_other_model(server, model_config, max_completion_tokens)
@@ -39,7 +41,7 @@ def connect(
     return Servers(
         [Link(url, dialect.name, config.timeout) for url in urls(config)],
         dialect,
-        WeightStore(config.shared),
+        store,
         stop_ids=stop_ids,
         rows=rows,
         deadline=config.deadline,

@@ -3,6 +3,7 @@ another process, so that one side samples while the other trains."""
 
 import copy
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -27,22 +28,22 @@ def copy_of(model: nn.Module, dtype: torch.dtype | None = None, device: torch.de
 
 
 class Copied:
-    """Wraps a sampler on `copied`, which takes over the weights of `source`."""
+    """Wraps a sampler on `copied`, which takes over the weights of the policy's model."""
 
-    def __init__(self, sampler: Sampler, source: nn.Module, copied: nn.Module) -> None:
-        self.sampler, self.source, self.copied = sampler, source, copied
+    def __init__(self, sampler: Sampler, copied: nn.Module) -> None:
+        self.sampler, self.copied = sampler, copied
         self.scores: Literal["exact", "guided", "none"] = sampler.scores
 
     def sync_weights(self, policy: Any, version: int) -> None:
-        self._take_over(list(self.source.parameters()))
-        self.sampler.sync_weights(policy, version)
+        self._take_over(list(policy.network.model.parameters()))
+        self.sampler.sync_weights(None, version)
 
     def snapshot(self, policy: Any, version: int) -> Callable[[], None]:
-        kept = [parameter.detach().clone() for parameter in self.source.parameters()]
+        kept = [parameter.detach().clone() for parameter in policy.network.model.parameters()]
 
         def put() -> None:
             self._take_over(kept)
-            self.sampler.sync_weights(policy, version)
+            self.sampler.sync_weights(None, version)
 
         return put
 
@@ -74,12 +75,14 @@ class InProcessOfItsOwn:
         if not isinstance(sampler, SamplesEach):
             raise ValueError(f'sampler = "process" needs groups as they end, and {type(sampler).__name__} gives none')
         model.share_memory()
+        self._gpus = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
         self.scores: Literal["exact", "guided", "none"] = sampler.scores
         self._sampler, self._threads, self._restarts = sampler, threads, restarts
         self._version, self._number = 0, 0
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
         self._lock = Lock()
+        self._is_closed = False
 
     @property
     def pid(self) -> int:
@@ -90,7 +93,9 @@ class InProcessOfItsOwn:
         return self._process.pid
 
     def sync_weights(self, policy: object, version: int) -> None:
-        """The weights are shared: only the version moves."""
+        """The weights are shared: they have arrived before the process is told of their version."""
+        for gpu in self._gpus:
+            torch.cuda.current_stream(gpu).synchronize()
         self._version = version
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[list[Completion]]:
@@ -113,15 +118,18 @@ class InProcessOfItsOwn:
                     if process is not None:
                         process.join()
                     code = None if process is None else process.exitcode
-                    self.close()
-                    if attempt == self._restarts:
+                    self._end()
+                    if attempt == self._restarts or self._is_closed:
                         raise SamplerLost(
-                            f"the sampler's process ended (exit code {code}) {attempt + 1} times in a row; "
-                            "if the system killed it, it may lack memory: lower sampler_rows"
+                            f"the sampler's process ended (exit code {code}) {attempt + 1} times in a row; {_why(code)}"
                         ) from error
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; a wave under way fails."""
+        self._is_closed = True
+        self._end()
+
+    def _end(self) -> None:
         if self._process is not None and self._process.is_alive():
             self._process.terminate()
             self._process.join()
@@ -156,11 +164,19 @@ class InProcessOfItsOwn:
         theirs.close()
 
 
+def _why(code: int | None) -> str:
+    """What ended a process, as far as its exit code tells."""
+    if code == 1:
+        return (
+            "its own error stands above; a script that starts a run must do so under "
+            '`if __name__ == "__main__":`, because the process reads the script again'
+        )
+    return "if the system killed it, it may lack memory: lower sampler_rows"
+
+
 def _serve(pipe: Connection, sampler: Any, threads: int) -> None:
     """The process: waves of requests in, groups out, then (None, None) or what went wrong."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to answer
+    os.setpgid(0, 0)  # Ctrl-C and torchrun's TERM go to the whole group of the trainer, and are its to answer
     torch.set_num_threads(threads)
     while True:
         try:

@@ -56,10 +56,11 @@ class Dialect(Protocol):
         """The label of the weights; whatever the server calls those that it was started with."""
         ...
 
-    def update(self, link: Link, folder: Path, label: str, restarts: bool) -> None:
+    def update(self, link: Link, folder: Path, label: str, restarts: bool, base: Path | None = None) -> None:
         """Load weights, forget cached prefixes, take the label; nothing is generated meanwhile.
 
-        Completions under way are dropped (`restarts`) or end first.
+        Completions under way are dropped (`restarts`) or end first. `base`: what adapters in `folder` stand on, for a
+        server that does not have it.
         """
         ...
 

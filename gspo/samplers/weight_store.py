@@ -4,6 +4,7 @@ The label names version and folder ("gspo 12 /shared/run-3f9c1b2a/12"). The run 
 lives, so that another run that finds the label can tell whether its owner still needs the server.
 """
 
+import copy
 import fcntl
 import os
 import secrets
@@ -11,7 +12,8 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -20,6 +22,8 @@ from gspo.models import save_model
 MARK = "gspo"
 LOCK = "lock"
 FOLDER = "gspo-weights"
+Save = Callable[[Any, Path], None]
+"""(policy, folder)"""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Snapshot:
 
     version: int
     folder: Path
+    base: Path | None = field(default=None, compare=False)
+    """Where `folder` has adapters alone: the weights that they stand on, which do not move."""
 
     @property
     def label(self) -> str:
@@ -48,11 +54,24 @@ def save_policy(policy: Any, folder: Path) -> None:
     save_model(policy.network.model, folder)
 
 
-class WeightStore:
-    """This run's folder under `shared`; it goes when the process ends, and with it what killed runs left behind."""
+def save_adapters(policy: Any, folder: Path) -> None:
+    """The adapters alone, as PEFT writes them."""
+    policy.network.model.save_pretrained(folder)
 
-    def __init__(self, shared: str, save: Callable[[Any, Path], None] = save_policy) -> None:
-        self.save = save
+
+def save_base(policy: Any, folder: Path) -> None:
+    """The model without its adapters."""
+    copy.deepcopy(policy.network.model).unload().save_pretrained(folder)
+
+
+class WeightStore:
+    """This run's folder under `shared`; it goes when the process ends, and with it what killed runs left behind.
+
+    `save_base`: what is saved once, beside what `save` writes of every version.
+    """
+
+    def __init__(self, shared: str, save: Save = save_policy, save_base: Save | None = None) -> None:
+        self.save, self.save_base = save, save_base
         root = Path(shared or Path(tempfile.gettempdir()) / FOLDER).expanduser().absolute()
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -71,14 +90,20 @@ class WeightStore:
         """Whole or not at all; a version is saved once."""
         if self._written and self._written[-1].version == version:
             return self._written[-1]
-        partial = self.folder / "partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        self.save(policy, partial)
-        snapshot = Snapshot(version, self.folder / str(version))
-        partial.replace(snapshot.folder)
+        base = None if self.save_base is None else self.folder / "base"
+        if self.save_base is not None and base is not None and not base.exists():
+            self._whole(partial(self.save_base, policy), base)
+        snapshot = Snapshot(version, self.folder / str(version), base)
+        self._whole(partial(self.save, policy), snapshot.folder)
         self._written.append(snapshot)
         return snapshot
+
+    def _whole(self, save: Callable[[Path], None], folder: Path) -> None:
+        unfinished = self.folder / "partial"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        save(unfinished)
+        unfinished.replace(folder)
 
     def drop_before(self, snapshot: Snapshot) -> None:
         """What was saved earlier is needed no more."""

@@ -59,7 +59,9 @@ def train_steps(
 ) -> TrainState:
     """Rollout batches from `state.step` until that step, or `config.steps`; ends early, saved, when `should_stop()`."""
     with chosen_feed(parts, until or parts.config.steps) as feed:
-        return _train_steps(parts, state, reference, folder, sinks, should_stop, until or parts.config.steps, feed)
+        state = _train_steps(parts, state, reference, folder, sinks, should_stop, until or parts.config.steps, feed)
+        parts.saver.finish()  # before what is sampled ahead is waited for
+        return state
 
 
 def _train_steps(
@@ -165,12 +167,13 @@ def chosen_feed(parts: Parts, until: int) -> Feed:
     if not config.max_policy_lag or parts.is_offline:
         return InTurn(collector=parts.collector, sampler=parts.sampler, policy=parts.policy)
     return Ahead(
-        parts.collector,
+        parts.leading.beside(parts.collector),
         parts.sampler,
         parts.policy,
         max_lag=config.max_policy_lag,
         until=until,
         restarts=restarts(config.sampler),
+        ranks=parts.ranks,
     )
 
 

@@ -8,6 +8,9 @@ with the newest weights of that moment, which stay for the whole batch (a server
 under way instead). Batches are trained in the order of their steps, each prompt once; the run's cursor stands behind
 the last prompt *trained*, so that a resumed run draws again what had only been sampled. At k = 0 condition (1) makes
 the two sides take turns, and the batches are those of `InTurn` to the bit.
+
+With many ranks the thread is rank 0's, and says nothing to the others. All ranks publish weights, at the beginning of a
+step, because that gathers them; then rank 0 waits for the batch and hands it, or what went wrong, to every rank.
 """
 
 import time
@@ -19,6 +22,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from gspo.collectors.base import Collected, Collector, Facts
+from gspo.dist.ranks import ALONE, Ranks
 from gspo.policies.base import Policy
 from gspo.samplers.base import Sampler, TakesSnapshots
 from gspo.training.state import TrainState
@@ -87,6 +91,7 @@ class Ahead:
     """Samples at most `max_lag` steps ahead, up to step `until`.
 
     `restarts`: the sampler takes new weights in the middle of a batch, and begins completions under way again.
+    With many `ranks` all of them call; `collector` collects on rank 0 alone, and `sampler.snapshot` is a call of all.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class Ahead:
         max_lag: int,
         until: int,
         restarts: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         if not isinstance(sampler, TakesSnapshots):
             raise ValueError(
@@ -106,7 +112,7 @@ class Ahead:
             )
         self.collector, self.policy, self.max_lag, self.until = collector, policy, max_lag, until
         self.sampler: TakesSnapshots = sampler
-        self.restarts = restarts
+        self.restarts, self.ranks = restarts, ranks
         self._changed = Condition()
         self._thread: Thread | None = None
         self._newest: _Weights | None = None
@@ -125,16 +131,23 @@ class Ahead:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends the thread with the batch it is at; what was sampled and not trained is forgotten."""
+        """Ends the thread with the batch it is at; what was sampled and not trained is forgotten.
+
+        After an error ranks end at once: the others are waiting, or gone.
+        """
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        if self._thread is not None:
+        if self._thread is not None and not (error is not None and self.ranks.is_many):
             self._thread.join()
 
     def collect(self, state: TrainState) -> Collected:
         began = time.perf_counter()
         self._publish(state)
+        return self.ranks.first(lambda: self._waited_for(state, began))
+
+    def _waited_for(self, state: TrainState, began: float) -> Collected:
+        """The batch of step `state.step`; the first one's starts the thread."""
         if self._thread is None:
             self._next_step, self._cursor = state.step, state.cursor
             self._thread = Thread(target=self._work, name="gspo-ahead", daemon=True)
@@ -153,18 +166,23 @@ class Ahead:
 
     @contextmanager
     def settled(self, state: TrainState) -> Iterator[None]:
-        with self._changed:
-            self._is_held = True
-            self._changed.wait_for(lambda: not self._is_sampling)
+        self.ranks.first(self._hold)
         try:
             self._publish(state)
-            assert self._newest is not None
-            self._put(self._newest)
+            newest = self._newest
+            assert newest is not None
+            self.ranks.first(lambda: self._put(newest))
             yield
         finally:
             with self._changed:
                 self._is_held = False
                 self._changed.notify_all()
+
+    def _hold(self) -> None:
+        """Wait for the batch under way, and begin no other."""
+        with self._changed:
+            self._is_held = True
+            self._changed.wait_for(lambda: not self._is_sampling)
 
     def _publish(self, state: TrainState) -> None:
         if self._newest is not None and self._newest.version == state.version and self._newest.step == state.step:
@@ -177,7 +195,7 @@ class Ahead:
             self._versions.append((state.version, state.step))
             self._changed.notify_all()
         if self.restarts:
-            self._put(weights)
+            self.ranks.first(lambda: self._put(weights))
 
     def _put(self, weights: _Weights) -> None:
         """Into the sampler, unless it has them."""

@@ -33,6 +33,7 @@ from gspo.models import Loaded, pick_device, save_model
 from gspo.objectives.base import UnitObjective
 from gspo.objectives.corrected import Corrected
 from gspo.phases import Phase
+from gspo.placement.config import PlacementConfig
 from gspo.policies.causal_lm import TokenScorer
 from gspo.policies.diffusion import ElboScorer
 from gspo.policies.trained import TrainedPolicy
@@ -41,6 +42,7 @@ from gspo.requirements import unmet
 from gspo.rewards import Rewards
 from gspo.rewards.scoring import ENVIRONMENT
 from gspo.samplers.base import Sampler
+from gspo.samplers.config import ServerConfig
 from gspo.sampling import Sampling
 from gspo.settings import phase_config
 from gspo.training.kinds import build_policy, competition_of
@@ -67,6 +69,8 @@ class Given:
     """In place of the settings' estimator."""
     ranks: Ranks = ALONE
     """The processes that share the run; `gspo train` finds those that torchrun started."""
+    servers: tuple[str, ...] = ()
+    """Addresses of the servers that Ray keeps up for the sampler."""
     is_asked_to_stop: Callable[[], bool] = lambda: False
     """Beside signals: whether to save and end after this step."""
 
@@ -162,7 +166,9 @@ def build(
     )
     for phase in config.phase:
         refuse_phase(config, phase, given, dataset, len(chosen) + len(own))
-    built = build_policy(loading(config, given.ranks), terms, dataset, report, given.model, given.tokenizer)
+    built = build_policy(
+        at_servers(loading(config, given.ranks), given.servers), terms, dataset, report, given.model, given.tokenizer
+    )
     policy: Any = policy_of(built.scorer, config.optimizer, given.ranks, config.ranks, pick_device(config.device))
     leading = lead_of(built.sampler, policy, config)
     if with_rewards and not chosen and not own:
@@ -170,7 +176,7 @@ def build(
             f"the data ({dataset.reading}) brings no reward of its own; set [[rewards]] name = ... or function = "
             '"file.py:function"'
         )
-    rewards = rewards_of(chosen, own, config) if with_rewards else Rewards([no_reward])
+    rewards = rewards_of(chosen, own, config, given.ranks) if with_rewards else Rewards([no_reward])
     common: dict[str, Any] = {
         "rows": dataset.train,
         "renderer": built.renderer,
@@ -216,9 +222,21 @@ def build(
     )
 
 
-def rewards_of(chosen: Sequence[Any], own: dict[str, float], config: RunConfig) -> Any:
-    """Rewards scored in this process, or in Ray's."""
-    if not (config.placement.places_rewards and chosen):
+def at_servers(config: RunConfig, servers: tuple[str, ...]) -> RunConfig:
+    """The settings under which a sampler finds the servers that Ray keeps up for it."""
+    if not (config.placement.places_servers and isinstance(config.sampler, ServerConfig)):
+        return config
+    if not servers:
+        raise ValueError(
+            f"placement.servers = {config.placement.servers} are there while gspo train or gspo resume runs, and no "
+            "longer; to use others set placement.servers = 0, and sampler.url"
+        )
+    return replace(config, sampler=replace(config.sampler, url=servers), placement=PlacementConfig())
+
+
+def rewards_of(chosen: Sequence[Any], own: dict[str, float], config: RunConfig, ranks: Ranks) -> Any:
+    """Rewards scored in this process, or in Ray's, which rank 0 alone asks."""
+    if not (config.placement.places_rewards and chosen and ranks.is_first):
         return Rewards(chosen, own)
     from gspo.placement.rewards import RayRewards
 

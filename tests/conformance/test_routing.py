@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -294,7 +295,7 @@ def test_training_repeats_the_sampler_in_half_precision():
     """The copy follows the weights; its routes are its own, and R3 hands them to the trainer."""
     net = network("qwen3-moe", dtype=torch.float32)
     half = Network(copy_of(net.model, torch.bfloat16))
-    sampler = Copied(InProcess(half, [1], 0), net.model, half.model)
+    sampler = Copied(InProcess(half, [1], 0), half.model)
     wave = requests(Sampling(max_completion_tokens=24), n=16)
     groups = sampler.sample(wave)
     step = step_of(rows_of(wave, groups), dtype=torch.float32)
@@ -314,7 +315,7 @@ def test_training_repeats_the_sampler_in_half_precision():
         for p in net.model.parameters():
             p.mul_(0.9)
     assert sampler.sample(wave) == groups  # the copy stays as it is until it is told
-    sampler.sync_weights(None, 5)
+    sampler.sync_weights(SimpleNamespace(network=net), 5)
     moved = sampler.sample(wave)
     assert [[c.ids for c in group] for group in moved] != [[c.ids for c in group] for group in groups]
     assert {c.policy_version for group in moved for c in group} == {5}

@@ -1,4 +1,4 @@
-"""A run under torchrun that something happens to: python failing.py FOLDER WHAT [RECIPE]."""
+"""A run under torchrun that something happens to: python failing.py FOLDER WHAT [beside]."""
 
 import os
 import signal
@@ -29,13 +29,16 @@ def happening(what: str, rank: int):
     return run_updates
 
 
-def main(folder: Path, what: str) -> None:
+BESIDE = (("sampler", "process"), ("max_policy_lag", 1))
+
+
+def main(folder: Path, what: str, *how: str) -> None:
     with joined(os.environ) as ranks:
         loop.run_updates = happening(what, ranks.rank)
         overrides = (("device", "cpu"), ("steps", 200 if what == "stop" else 4), ("ranks.deadline", 60.0))
-        config = settings(folder, *overrides, ("checkpoints.every", 1))
+        config = settings(folder, *overrides, ("checkpoints.every", 1), *(BESIDE if how else ()))
         start(config, Given(ranks=ranks), console_of(config, ranks, True))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])

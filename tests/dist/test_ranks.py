@@ -10,7 +10,10 @@ from gspo.dist.building import loading
 from gspo.dist.config import RanksConfig
 from gspo.dist.policy import shares
 from gspo.dist.ranks import ALONE, Team, ranks_of
+from gspo.dist.sampler import LoneSampler, SharedSampler
 from gspo.dist.shards import share_of
+from gspo.samplers.base import SamplesEach
+from gspo.training.overlap import Ahead
 
 
 @given(some.lists(some.tuples(some.integers(0, 5), some.integers(1, 9)), min_size=1, max_size=20), some.integers(1, 4))
@@ -62,8 +65,30 @@ def test_devices_of_many_ranks():
             Team(0, 2).open(RanksConfig(), device)
 
 
-def test_what_is_for_one_process_is_refused(tmp_path):
-    config = settings(tmp_path / "run", ("sampler", "process"))
+def test_a_sampler_with_weights_of_its_own_is_that_of_rank_0(tmp_path):
+    dtype = ("policy", {"name": "causal_lm", "sampler_dtype": "bfloat16"})
+    config = settings(tmp_path / "run", ("sampler", "process"), ("max_policy_lag", 2), ("device", "cuda"), dtype)
     assert loading(config, ALONE) is config
-    with pytest.raises(ValueError, match=r'sampler = "process" is for one process, and torchrun started 2'):
-        loading(config, Team(0, 2))
+    first, other = loading(config, Team(0, 2)), loading(config, Team(1, 2))
+    assert (first.device, first.sampler.device) == ("cpu", "cuda")  # not where the shards come from
+    assert (other.sampler.name, other.max_policy_lag, other.policy.sampler_dtype) == ("in_process", 0, "auto")
+    whole = settings(tmp_path / "run", ("sampler", "process"), ("ranks.sharding", "none"))
+    assert loading(whole, Team(0, 2)) is whole
+
+
+def test_weights_that_train_cannot_be_sampled_from_while_ranks_train():
+    with pytest.raises(ValueError, match="SharedSampler samples from these very weights"):
+        Ahead(None, SharedSampler(None, Team(0, 2)), None, max_lag=1, until=1, ranks=Team(0, 2))
+
+
+def test_groups_of_a_sampler_apart_are_handed_over_as_they_end():
+    """So that slow rewards of one group are given while others are sampled, as in one process."""
+
+    class Each:
+        scores = "exact"
+
+        def sample_each(self, requests):
+            yield from ((i, []) for i in reversed(range(len(requests))))
+
+    lone = LoneSampler(Each(), ALONE)
+    assert isinstance(lone, SamplesEach) and [i for i, _ in lone.sample_each([None] * 3)] == [2, 1, 0]

@@ -3,24 +3,30 @@
 import os
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+from rank import Served
 from runs import metrics, settings, weights
-from small_runs import RUNS
+from small_runs import RUNS, SERVED
 from spread import CASES
 
 from gspo.dist.ranks import ALONE
+from gspo.samplers import connect
 from gspo.training.run import resume, start
 from gspo.training.state import checkpoints, damage, load_newest
 
 HERE = Path(__file__).parent
-PLACES = [str(HERE), str(HERE.parent / "conformance"), str(HERE.parent / "resume")]
+PLACES = [str(HERE), *(str(HERE.parent / name) for name in ("conformance", "resume", "servers"))]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1", "PYTHONPATH": os.pathsep.join(PLACES)}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 FAST = ["clipped, compared", "lora", "turns", "cold", "replicated", "served"]
-SLOW = ["curve", "phases", "pairs", "a rounded sampler"]
+AHEAD = ["run:beside", "stopped:stopped", "lost:lost", "http:http"]
+"""Jobs that sample beside training."""
+SLOW = ["curve", "phases", "pairs", "a rounded sampler", "apart", "beside, replicated"]
 
 
 def two_ranks(folder: Path, jobs: list[str]) -> dict:
@@ -43,7 +49,7 @@ def done(tmp_path_factory):
     """Everything that two ranks do, in one start of two processes: (results by job, their folder)."""
     folder = tmp_path_factory.mktemp("ranks")
     start(settings(folder / "from one", ("steps", 2)))
-    jobs = [*CASES, *(f"run:{name}" for name in (*FAST, "half")), "resume:from one"]
+    jobs = [*CASES, *(f"run:{name}" for name in (*FAST, "half")), *AHEAD, "resume:from one"]
     return two_ranks(folder, jobs), folder
 
 
@@ -58,8 +64,13 @@ def test_updates_of_two_ranks_are_those_of_one(done, case):
         torch.testing.assert_close(two[name], value, rtol=1e-2 if is_half else 1e-9, atol=2e-2 if is_half else 1e-11)
 
 
+def lines_of(folder: Path) -> list[dict]:
+    """Metrics without the seconds of the side that sampled."""
+    return [{k: v for k, v in line.items() if not k.startswith("overlap/")} for line in metrics(folder)]
+
+
 def assert_close_runs(one: Path, two: Path) -> None:
-    left, right = metrics(one), metrics(two)
+    left, right = lines_of(one), lines_of(two)
     assert [line.keys() for line in left] == [line.keys() for line in right]
     for a, b in zip(left, right, strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
@@ -77,6 +88,47 @@ def test_a_run_of_two_ranks_is_that_of_one(done, tmp_path, name):
     in_process = (("sampler", "in_process"), ("device", "cpu"))
     start(settings(tmp_path / "one", *RUNS[name], *in_process))
     assert_close_runs(tmp_path / "one", done[1] / name)
+
+
+def prompts(folder: Path) -> list[int]:
+    """Every prompt that was trained, in order, once per group."""
+    rows = [row for path in sorted(folder.glob("rollouts/*.parquet")) for row in pq.read_table(path).to_pylist()]
+    return [prompt for prompt, _ in groupby(row["prompt_id"] for row in rows)]
+
+
+def lags(folder: Path) -> list[float]:
+    return [line["policy_lag/max"] for line in metrics(folder) if "policy_lag/max" in line]
+
+
+def test_ranks_that_train_while_rank_0_samples_are_one_process_that_does(done, tmp_path, monkeypatch):
+    """There the copy is in the same process: where it samples does not matter."""
+    monkeypatch.setattr(connect, "connect", Served)
+    start(settings(tmp_path / "one", *RUNS["beside"], ("sampler", SERVED), ("device", "cpu")))
+    assert_close_runs(tmp_path / "one", done[1] / "beside")
+    assert lags(done[1] / "beside") == [0, 1, 1, 1]
+
+
+def test_ranks_resumed_in_the_middle_repeat_and_skip_nothing(done):
+    folder = done[1] / "stopped"
+    assert done[0]["stopped:stopped"] == (False, True)
+    assert prompts(folder) == list(range(24))
+    found = lags(folder)
+    assert len(found) == 6 and max(found) <= 2 and found[3] == 0  # the first batch after resuming is fresh
+
+
+def test_a_sampler_that_is_lost_reaches_every_rank_and_nothing_else_is(done):
+    """Its third batch fails while the second step trains: the state behind that step is saved by all ranks."""
+    folder = done[1] / "lost"
+    said, saved, is_finished = done[0]["lost:lost"]
+    assert said == [f"gone; the newest checkpoint is step_000002; go on with: gspo resume {folder}"] * 2
+    assert saved == ["step_000000", "step_000002"] and is_finished and prompts(folder) == list(range(16))
+
+
+def test_ranks_sample_ahead_over_http(done):
+    assert done[0]["http:http"] and prompts(done[1] / "http") == list(range(16))
+    found = lags(done[1] / "http")
+    assert len(found) == 4 and 1 <= max(found) <= 2
+    assert not list((done[1] / "shared").iterdir()), "the run's folder goes with it"
 
 
 def test_checkpoints_are_read_by_any_number_of_ranks(done, tmp_path):
@@ -122,9 +174,9 @@ def test_longer_runs_of_two_ranks_are_those_of_one(tmp_path):
 # ---- under torchrun
 
 
-def under_torchrun(folder: Path, what: str) -> subprocess.Popen:
+def under_torchrun(folder: Path, *what: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [*TORCHRUN, str(HERE / "failing.py"), str(folder), what],
+        [*TORCHRUN, str(HERE / "failing.py"), str(folder), *what],
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -140,19 +192,22 @@ def test_an_error_on_one_rank_ends_all_with_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_all_with_one_line(tmp_path):
-    said, _ = under_torchrun(tmp_path / "run", "kill").communicate(timeout=120)
+@pytest.mark.parametrize("how", [(), ("beside",)])
+def test_a_killed_rank_ends_all_with_one_line(tmp_path, how):
+    said, _ = under_torchrun(tmp_path / "run", "kill", *how).communicate(timeout=120)
     lines = [line for line in said.splitlines() if line.startswith("gspo: ")]
     assert len(lines) == 1 and lines[0].startswith("gspo: rank 0 lost the others"), said
     resume(tmp_path / "run")
 
 
 @pytest.mark.slow
-def test_sigterm_saves_once_and_the_run_goes_on(tmp_path):
+@pytest.mark.parametrize("how", [(), ("beside",)])
+def test_sigterm_saves_once_and_the_run_goes_on(tmp_path, how):
+    """A sampler's process is not ended with the ranks: it finishes what it is at."""
     import signal
     import time
 
-    process = under_torchrun(tmp_path / "run", "stop")
+    process = under_torchrun(tmp_path / "run", "stop", *how)
     path, until = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 100
     while time.monotonic() < until and not (path.exists() and path.read_text().count("\n") > 2):
         time.sleep(0.05)

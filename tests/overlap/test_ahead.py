@@ -86,6 +86,15 @@ def trained(feed: Ahead | InTurn, steps: int, work: Callable[[int], float] = lam
     return found
 
 
+def waited(until: Callable[[], bool]) -> float:
+    """0, when it is so."""
+    deadline = time.monotonic() + 30
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return 0.0
+
+
 def lags(batches: Sequence[Collected]) -> list[int]:
     return [
         step - batch.groups[0].rollouts[0].completion.policy_version // UPDATES for step, batch in enumerate(batches)
@@ -106,21 +115,22 @@ def test_batches_come_in_order_once_and_never_staler_than_allowed(lag: int) -> N
 
 
 def test_it_samples_while_training_goes_on() -> None:
-    sampler = Telling()
-    collector = Counted(sampler, lambda step: 0.05)
-    began = time.perf_counter()
-    trained(Ahead(collector, sampler, None, max_lag=1, until=10), 10, lambda step: 0.05)
-    assert time.perf_counter() - began < 0.8  # in turn: 1.0
+    """Batch s + 1 and the update of step s wait for each other in their middle."""
+    sampler, both = Telling(), threading.Barrier(2, timeout=30)
+    collector = Counted(sampler, lambda step: 0.0 * both.wait() if step > 0 else 0.0)
+    trained(Ahead(collector, sampler, None, max_lag=1, until=10), 10, lambda step: 0.0 * both.wait() if step < 9 else 0)
 
 
 def test_a_slow_trainer_is_waited_for_and_a_slow_sampler_gets_the_newest_weights() -> None:
     sampler = Telling()
-    slow = Counted(sampler, lambda step: 0.02)
-    assert set(lags(trained(Ahead(slow, sampler, None, max_lag=3, until=8), 8))[2:]) == {1}
-    quick, sampler = Counted(Telling()), Telling()
-    quick.sampler = sampler
-    batches = trained(Ahead(quick, sampler, None, max_lag=3, until=8), 8, lambda step: 0.02)
-    assert lags(batches)[3:] == [3] * 5
+    slow = Counted(sampler, lambda step: waited(lambda: feed._newest.step >= step))
+    feed = Ahead(slow, sampler, None, max_lag=3, until=8)
+    assert max(lags(trained(feed, 8))) <= 1
+    sampler = Telling()
+    quick = Counted(sampler)
+    feed = Ahead(quick, sampler, None, max_lag=3, until=8)
+    batches = trained(feed, 8, lambda step: waited(lambda: len(quick.began) > min(step + 3, 7)))
+    assert lags(batches) == [0, *(min(step, 3) for step in range(1, 8))]
 
 
 def test_nothing_is_sampled_beyond_the_last_step() -> None:
@@ -207,7 +217,7 @@ def in_a_copy(config, **changes):
     parts = build(config, **changes)
     copied = copy_of(parts.loaded.model)
     network = type(parts.policy.network)(copied)
-    sampler = Copied(InProcess(network, parts.renderer.stop_ids, parts.renderer.pad_id), parts.loaded.model, copied)
+    sampler = Copied(InProcess(network, parts.renderer.stop_ids, parts.renderer.pad_id), copied)
     source = replace(parts.source, sampler=sampler)
     collector = replace(parts.collector, source=source)
     return replace(parts, sampler=sampler, source=source, collector=collector)
@@ -283,23 +293,23 @@ def test_a_process_of_its_own_draws_the_same_and_survives_its_death() -> None:
     here = InProcess(parts.policy.network, parts.renderer.stop_ids, parts.renderer.pad_id)
     there = InProcess(type(parts.policy.network)(copied), parts.renderer.stop_ids, parts.renderer.pad_id)
     process = InProcessOfItsOwn(there, copied, restarts=1)
-    sampler = Copied(process, model, copied)
+    sampler = Copied(process, copied)
     ids = parts.renderer.prompt_ids("12+34=")
     requests = [
         SampleRequest(prompt_ids=ids, n=4, seed=0, step=0, prompt_id=i, sampling=Sampling(max_completion_tokens=6))
         for i in range(3)
     ]
     try:
-        sampler.sync_weights(None, 0)
-        here.sync_weights(None, 0)
+        sampler.sync_weights(parts.policy, 0)
+        here.sync_weights(parts.policy, 0)
         assert sampler.sample(requests) == here.sample(requests)
         os.kill(process.pid, signal.SIGKILL)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
         old = sampler.sample(requests)  # from a new process, still with the weights it was given
-        sampler.sync_weights(None, 4)
-        here.sync_weights(None, 4)
+        sampler.sync_weights(parts.policy, 4)
+        here.sync_weights(parts.policy, 4)
         new = sampler.sample(requests)
         assert new == here.sample(requests) and new != old
         assert {c.policy_version for group in new for c in group} == {4}

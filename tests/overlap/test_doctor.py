@@ -46,7 +46,7 @@ def with_sampler(parts: Parts, sampler: Any) -> Parts:
 
 def copied(parts: Parts, dtype: torch.dtype | None = None) -> Copied:
     model = copy_of(parts.loaded.model, dtype)
-    return Copied(sampler_on(parts, model), parts.loaded.model, model)
+    return Copied(sampler_on(parts, model), model)
 
 
 def causes(parts: Parts) -> dict[str, Finding]:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray_processes import pids_of, waited_pid
 from runs import SETTINGS, assert_same_run, metrics, settings
+from test_leash import waited
 
 from gspo.placement.run import resume_placed, start_placed
 from gspo.settings import apply_overrides, write_toml
@@ -66,7 +67,7 @@ def test_a_placed_run_is_the_plain_one_to_the_bit(tmp_path, plain):
     done = start_placed(settings(tmp_path / "quiet", *RUN, *PLACED), quiet)
     assert done.is_finished and "step 6/6" in quiet.text and "run folder:" in quiet.text
     finished_alike(done.folder, plain)
-    assert not pids_of("PolicyWorker") and not pids_of("SamplerActor") and not pids_of("RewardActor")
+    waited(lambda: not any(pids_of(title) for title in ("PolicyWorker", "SamplerActor", "RewardActor")))
 
 
 @pytest.mark.usefixtures("cluster")

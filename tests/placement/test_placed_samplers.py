@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,17 +28,17 @@ def placement(**changes: Any) -> PlacementConfig:
 
 
 @pytest.fixture
-def samplers() -> Iterator[Callable[[int], tuple[InProcess, RaySamplers, nn.Module]]]:
-    """(the sampler in this process, the same in Ray's, the model whose weights both have)."""
+def samplers() -> Iterator[Callable[[int], tuple[InProcess, RaySamplers, Any]]]:
+    """(the sampler in this process, the same in Ray's, the policy whose weights both have)."""
     made: list[RaySamplers] = []
 
-    def make(number: int) -> tuple[InProcess, RaySamplers, nn.Module]:
+    def make(number: int) -> tuple[InProcess, RaySamplers, Any]:
         where = [("placement.on", "local"), ("placement.samplers", number), ("placement.sampler_cpus", 0.5)]
         parts = build(settings(Path("nowhere"), *where), report=lambda line: None)
         assert isinstance(parts.sampler, RaySamplers)
         made.append(parts.sampler)
         here = InProcess(parts.policy.network, parts.renderer.stop_ids, parts.renderer.pad_id)
-        return here, parts.sampler, parts.loaded.model
+        return here, parts.sampler, parts.policy
 
     yield make
     for sampler in made:
@@ -62,9 +63,9 @@ def tokens(groups: Sequence[Sequence[Any]]) -> list[tuple[int, ...]]:
     return [completion.ids for group in groups for completion in group]
 
 
-def moved(model: nn.Module, seed: int) -> None:
+def moved(policy: Any, seed: int) -> None:
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in policy.network.model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
 
 
@@ -76,17 +77,17 @@ def test_weights_survive_being_packed(dtype):
 
 
 def test_one_actor_is_the_sampler_in_process_to_the_bit_and_takes_new_weights_after_a_restart(samplers):
-    here, there, model = samplers(1)
+    here, there, policy = samplers(1)
     assert isinstance(there, SamplesEach | TakesSnapshots | Closes) and there.scores == here.scores
-    there.sync_weights(None, 0)
+    there.sync_weights(policy, 0)
     here.sync_weights(None, 0)
     first = there.sample(wave())
     assert first == here.sample(wave()) and first == there.sample(wave())
     assert there.sample(wave(step=1)) != first
     os.kill(there.pids()[0], signal.SIGKILL)
-    moved(model, 1)
+    moved(policy, 1)
     assert there.sample(wave()) == first  # a new process, with the weights that the sampler was given
-    there.sync_weights(None, 4)
+    there.sync_weights(policy, 4)
     here.sync_weights(None, 4)
     os.kill(there.pids()[0], signal.SIGKILL)
     new = there.sample(wave())
@@ -95,20 +96,20 @@ def test_one_actor_is_the_sampler_in_process_to_the_bit_and_takes_new_weights_af
 
 
 def test_a_snapshot_is_of_its_moment(samplers):
-    here, there, model = samplers(1)
-    there.sync_weights(None, 0)
+    here, there, policy = samplers(1)
+    there.sync_weights(policy, 0)
     here.sync_weights(None, 3)
     want = here.sample(wave())
-    put = there.snapshot(None, 3)
-    moved(model, 2)
+    put = there.snapshot(policy, 3)
+    moved(policy, 2)
     assert tokens(there.sample(wave())) == tokens(want)
     put()
     assert there.sample(wave()) == want
 
 
 def test_two_actors_share_a_wave_by_whole_groups_and_both_may_die_in_it(samplers):
-    here, there, _ = samplers(2)
-    there.sync_weights(None, 0)
+    here, there, policy = samplers(2)
+    there.sync_weights(policy, 0)
     here.sync_weights(None, 0)
     want, first = here.sample(wave()), there.sample(wave())
     assert tokens(first) == tokens(want)  # other rows beside them: equal up to rounding
@@ -171,9 +172,9 @@ def test_what_cannot_be_survived_is_one_line(how, error, line, changes):
 
     cloudpickle.register_pickle_by_value(__import__(__name__))
     model = nn.Linear(1, 1)
-    sampler = RaySamplers(lambda copied, how=how: Broken(how), model, model, placement(restarts=1, **changes))
+    sampler = RaySamplers(lambda copied, how=how: Broken(how), model, placement(restarts=1, **changes))
     try:
-        sampler.sync_weights(None, 0)
+        sampler.sync_weights(SimpleNamespace(network=SimpleNamespace(model=model)), 0)
         began = time.monotonic()
         with pytest.raises(error, match=line) as raised:
             sampler.sample(wave())

@@ -6,9 +6,10 @@ import pytest
 
 from gspo.cli.main import run
 from gspo.cli.verbs import _placing
-from gspo.dist.ranks import Team
-from gspo.placement.cluster import ray_of
+from gspo.dist.ranks import ALONE, Team
+from gspo.placement.cluster import Where, ray_of
 from gspo.placement.config import PlacementConfig
+from gspo.placement.policies import ranks_at
 from gspo.placement.run import refuse_ranks
 from gspo.settings import load_config, validate
 
@@ -51,10 +52,59 @@ def test_samplers_beside_training():
         validate({"placement": {**placed, "samplers": 0}, "max_policy_lag": 2})
 
 
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"policies": 0}, "placement.policies is 0; it must be at least 1"),
+        ({"policies": 2, "policy_gpus": 0.5}, r"placement.policies = 2 are ranks, .* set it to 1 or 0"),
+        ({"servers": 1}, r"placement.servers = 1 and placement.samplers = 1 both sample; set placement.samplers = 0"),
+        ({"servers": -1}, "placement.servers is -1; it must be at least 0"),
+        ({"server_cpus": 0}, "placement.server_cpus is 0; it must be above 0"),
+    ],
+)
+def test_wrong_numbers(settings, line):
+    with pytest.raises(ValueError, match=line):
+        PlacementConfig(on="local", **settings)
+
+
+def test_servers_are_vllms_and_the_runs_own():
+    placed = {"on": "local", "samplers": 0, "servers": 2}
+    assert validate({"placement": placed, "sampler": "vllm"}).placement.places_servers
+    for sampler in ("in_process", "process", "sglang"):
+        with pytest.raises(ValueError, match=rf'starts vLLM servers, and sampler = "{sampler}" asks none'):
+            validate({"placement": placed, "sampler": sampler})
+    with pytest.raises(ValueError, match=r"sampler.url names others: leave one of them out"):
+        validate({"placement": placed, "sampler": {"name": "vllm", "url": "http://10.0.0.5:8000"}})
+
+
+def test_placed_servers_are_for_runs(tmp_path, capsys):
+    words = ["--placement.on", "local", "--placement.samplers", "0", "--placement.servers", "1"]
+    assert run(["check", *words, "--sampler.name", "vllm"]) == 2
+    assert "placement.servers = 1 are there while gspo train or gspo resume runs" in capsys.readouterr().err
+
+
+def test_ranks_meet_at_the_first_and_know_who_shares_their_machine():
+    places = [Where(node=node, address=f"10.0.0.{node}", port=7000 + i) for i, node in enumerate("1121")]
+    ranks = ranks_at(places)
+    assert [(r.rank, r.size, r.local_rank, r.local_size) for r in ranks] == [
+        (0, 4, 0, 3),
+        (1, 4, 1, 3),
+        (2, 4, 0, 1),
+        (3, 4, 2, 3),
+    ]
+    assert {r.meeting for r in ranks} == {"tcp://10.0.0.1:7000"} and all(r.sees_own_gpu for r in ranks)
+    assert ranks_at(places[:1]) == [ALONE]
+
+
 def test_bundles_are_the_policy_the_samplers_the_rewards():
     settings = PlacementConfig(on="auto", samplers=2, sampler_gpus=1, reward_workers=1, reward_cpus=0.5, policy_gpus=1)
     sampler = {"CPU": 1.0, "GPU": 1}
     assert settings.bundles == [{"CPU": 1.0, "GPU": 1}, sampler, sampler, {"CPU": 0.5}]
+    assert settings.bundle("sampler", 1) == 2 and settings.bundle("reward", 0) == 3
+    settings = PlacementConfig(on="auto", policies=2, policy_gpus=1, samplers=0, servers=2, server_gpus=4)
+    policy, server = {"CPU": 1.0, "GPU": 1}, {"CPU": 1.0, "GPU": 4}
+    assert settings.bundles == [policy, policy, server, server]
+    assert settings.bundle("policy", 1) == 1 and settings.bundle("server", 0) == 2
 
 
 def test_on_is_short_for_placement_on():
@@ -79,5 +129,5 @@ def test_without_ray_there_is_a_line(monkeypatch, tmp_path, capsys):
 
 
 def test_ranks_of_torchrun_are_refused():
-    with pytest.raises(ValueError, match=r'placement.on = "local" has one policy process, and torchrun started 2'):
+    with pytest.raises(ValueError, match=r'placement.on = "local" starts the ranks itself .*, and torchrun started 2'):
         refuse_ranks(Team(0, 2), PlacementConfig(on="local"))

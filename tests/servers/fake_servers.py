@@ -1,5 +1,6 @@
 """Servers that speak vLLM's and SGLang's HTTP over a small real network, and fail when told to."""
 
+import copy
 import json
 import threading
 import time
@@ -8,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from gspo.policies.network import Network
@@ -15,6 +17,10 @@ from gspo.samplers import InProcess, SampleRequest
 from gspo.sampling import Sampling
 
 DEFAULT = "default"
+
+
+class NoSuchModel(Exception):
+    """Answered by 404."""
 
 
 class FakeEngine:
@@ -39,15 +45,35 @@ class FakeEngine:
         self.is_ours = True
         """Whether `gspo serve` started it."""
         self.encode = lambda text: [len(text)]
+        self.takes_adapters = False
+        self.loads: list[str] = []
+        """What was loaded: "model", "adapter"."""
         self.restart()
 
     def restart(self) -> None:
         """As after kill -9 and a new start: the weights it was started with."""
-        self.label = DEFAULT
+        self.label, self.base, self.has_adapter = DEFAULT, self.start, False
         self.network.model.load_state_dict(self.start)
 
     def load(self, folder: str) -> None:
+        assert self.is_paused, "weights change while it generates"
+        self.loads.append("model")
         self.network.model.load_state_dict(load_file(Path(folder) / "model.safetensors"), strict=False)
+        self.base = {name: t.clone() for name, t in self.network.model.state_dict().items()}
+
+    def load_adapter(self, folder: str) -> None:
+        """Added to what was loaded as a whole."""
+        assert self.is_paused, "weights change while it generates"
+        self.loads.append("adapter")
+        self.has_adapter = True
+        model = copy.deepcopy(self.network.model)
+        model.load_state_dict(self.base)
+        merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
+        self.network.model.load_state_dict(merged.state_dict())
+
+    @property
+    def is_paused(self) -> bool:
+        return not self.open.is_set()
 
     def drain(self) -> None:
         while self.under_way:
@@ -89,21 +115,8 @@ def sampling_of(settings, most: str) -> Sampling:
 class FakeVLLM(FakeEngine):
     def answer(self, path, query, body):
         match path:
-            case "/version":
-                return {"version": "0.32.0"}
-            case "/server_info":
-                model = {
-                    "model": str(self.folder),
-                    "max_model_len": self.max_length,
-                    "logprobs_mode": self.logprobs_mode,
-                }
-                return {
-                    "vllm_config": {
-                        "model_config": model,
-                        "device_config": {"device": self.device},
-                        "parallel_config": {"worker_extension_cls": "gspo_worker.GspoWorker" if self.is_ours else ""},
-                    }
-                }
+            case "/health" | "/version" | "/server_info":
+                return self.facts(path)
             case "/weight_info":
                 return {"weight_version": self.label}
             case "/tokenize":
@@ -114,11 +127,13 @@ class FakeVLLM(FakeEngine):
                 self.drain()
                 return {"status": "paused"}
             case "/collective_rpc":
-                assert not self.open.is_set(), "weights change while it generates"
                 if body["method"] != "reload_weights" and not self.is_ours:
                     raise AttributeError(f"'CPUWorker' object has no attribute {body['method']!r}")
                 self.load(body["kwargs"]["weights_path"])
                 return {"results": [None]}
+            case "/v1/load_lora_adapter" if self.takes_adapters:
+                self.load_adapter(body["lora_path"])
+                return {}
             case "/reset_prefix_cache":
                 return {"success": not self.under_way}
             case "/update_weight_version":
@@ -131,7 +146,27 @@ class FakeVLLM(FakeEngine):
                 return self.generate(body)
         return None
 
+    def facts(self, path):
+        if path == "/health":
+            return {}
+        if path == "/version":
+            return {"version": "0.32.0"}
+        model = {
+            "model": str(self.folder),
+            "max_model_len": self.max_length,
+            "logprobs_mode": self.logprobs_mode,
+        }
+        return {
+            "vllm_config": {
+                "model_config": model,
+                "device_config": {"device": self.device},
+                "parallel_config": {"worker_extension_cls": "gspo_worker.GspoWorker" if self.is_ours else ""},
+            }
+        }
+
     def generate(self, body):
+        if "model" in body and not self.has_adapter:
+            raise NoSuchModel(f"The model `{body['model']}` does not exist.")
         settings = body["sampling_params"]
         assert settings["ignore_eos"] and settings["logprobs"] == 0
         assert settings["n"] == 1 or settings["temperature"] > 0, "n must be 1 when using greedy sampling"
@@ -212,6 +247,8 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 found = engine.answer(url.path, parse_qs(url.query), body)
                 status, content = (404, content) if found is None else (200, found)
+            except NoSuchModel as error:
+                status, content = 404, {"error": str(error)}
             except Exception as error:  # a server answers for its faults
                 status, content = 500, {"error": repr(error)}
         if self.server.engine is not engine:  # it died meanwhile
@@ -232,8 +269,8 @@ class FakeServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
 
-    def __init__(self, engine: FakeEngine) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, engine: FakeEngine, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.engine: FakeEngine | None = engine
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 

@@ -48,14 +48,16 @@ def free_port() -> int:
 class Started:
     """`gspo serve`, in a process group of its own."""
 
-    def __init__(self, model: str, log: Path, port: int = 0, flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, model: str, log: Path, port: int = 0, words: tuple[str, ...] = (), flags: tuple[str, ...] = ()
+    ) -> None:
         self.model, self.log, self.port = model, log, port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        words = ["serve", model, "--port", str(self.port), "--python", PYTHON, "--max-model-len", "256"]
-        words += ["--", *flags] if flags else []
+        line = ["serve", model, "--port", str(self.port), "--python", PYTHON, "--max-model-len", "256", *words]
+        line += ["--", *flags] if flags else []
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gspo", *words],
+                [sys.executable, "-m", "gspo", *line],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -160,6 +162,30 @@ def test_log_probs_are_the_policys(tiny):
                     assert (c.finish_reason == "stop") == (c.ids[-1] == 1) and 1 not in c.ids[:-1]
                     assert len(c.ids) == 16 or c.finish_reason == "stop"
         move(parts)
+
+
+def test_adapters_are_sent_alone(tmp_path):
+    """On the server they stand on the run's own base, which is not what it was started with; kill -9 in between."""
+    server = Started(TINY, tmp_path / "log", words=("--lora-rank", "4")).wait()
+    parts = parts_of(server, "--lora.rank", "4", "--sampler.lora", "adapter", "--seed", "3")
+    requests = wave(SAMPLINGS[0], parts.policy.network.vocabulary, length=200, prompts=3)
+    base = {name: p.clone() for name, p in parts.policy.network.model.named_parameters() if not p.requires_grad}
+    try:
+        for version in range(3):
+            move(parts)
+            if version == 2:
+                server.kill()
+                server = Started(TINY, tmp_path / "log", server.port, words=("--lora-rank", "4"))
+            parts.sampler.sync_weights(parts.policy, version)
+            for _ in range(2):  # the second time from the cache
+                groups = parts.sampler.sample(requests)
+                assert gaps(parts, requests, groups).max() < 5e-5
+                assert {c.policy_version for group in groups for c in group} == {version}
+        newest = max(parts.sampler.store.folder.glob("[0-9]*"), key=lambda folder: int(folder.name))
+        assert not (newest / "model.safetensors").exists() and (newest / "adapter_model.safetensors").exists()
+        assert all(torch.equal(dict(parts.policy.network.model.named_parameters())[n], p) for n, p in base.items())
+    finally:
+        server.kill()
 
 
 def test_same_counters_same_tokens(tiny):
@@ -269,12 +295,12 @@ def test_kill_and_start_again(tmp_path):
 
 
 class KeepsOldWeights(VLLM):
-    def update(self, link, folder, label, restarts):
+    def update(self, link, folder, label, restarts, base=None):
         link.post("/update_weight_version", {"new_version": label})
 
 
 class KeepsOldPrefixes(VLLM):
-    def update(self, link, folder, label, restarts):
+    def update(self, link, folder, label, restarts, base=None):
         link.post("/collective_rpc", {"method": RELOAD, "kwargs": {"weights_path": str(folder)}})
         link.post("/update_weight_version", {"new_version": label})
 

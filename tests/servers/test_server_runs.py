@@ -13,6 +13,7 @@ from gspo.cli import serve
 from gspo.cli.main import run as gspo
 from gspo.models import TinyConfig, character_tokenizer, save_model, tiny_model
 from gspo.policies.network import Network
+from gspo.samplers import vllm_command
 
 SHAPE = TinyConfig(hidden_size=32, layers=1, heads=2, kv_heads=2, intermediate_size=48)
 WORDS = (
@@ -172,10 +173,10 @@ def test_serve_says_what_is_missing(tmp_path, capsys, monkeypatch):
     assert "does not run" in capsys.readouterr().err
     assert gspo(["serve", "tiny", "--python", sys.executable]) == 2
     assert "has no vLLM" in capsys.readouterr().err
-    monkeypatch.setattr(serve, "installed", lambda python: {"vllm": "0.30.1", "cpu": ""})
+    monkeypatch.setattr(vllm_command, "installed", lambda *python: {"vllm": "0.30.1", "cpu": ""})
     assert gspo(["serve", "tiny", "--python", "python"]) == 2
     assert "gspo needs 0.32 or newer" in capsys.readouterr().err
-    monkeypatch.setattr(serve, "installed", lambda python: {"vllm": "", "cpu": "0.32.0"})
+    monkeypatch.setattr(vllm_command, "installed", lambda *python: {"vllm": "", "cpu": "0.32.0"})
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -185,7 +186,7 @@ def test_serve_says_what_is_missing(tmp_path, capsys, monkeypatch):
 
 def test_serve_starts_vllm_with_what_a_run_needs(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(serve, "installed", lambda python: {"vllm": "", "cpu": "0.32.0"})
+    monkeypatch.setattr(vllm_command, "installed", lambda *python: {"vllm": "", "cpu": "0.32.0"})
     began = []
     monkeypatch.setattr(serve.os, "execve", lambda *words: began.append(words))
     with socket.socket() as probe:
@@ -194,7 +195,10 @@ def test_serve_starts_vllm_with_what_a_run_needs(tmp_path, monkeypatch):
     assert gspo(["serve", "tiny", "--python", "python", "--port", str(port), "--", "--seed", "3"]) == 0
     ((python, words, environment),) = began
     assert python == "python" and words[3:5] == ["serve", str(tmp_path / "gspo" / "tiny")]
-    assert " ".join(words).endswith("--enforce-eager --seed 3") and "processed_logprobs" in words
+    assert (
+        " ".join(words).endswith("--enforce-eager --no-enable-chunked-prefill --seed 3")
+        and "processed_logprobs" in words
+    )
     beside, entry = (Path(path) for path in environment["PYTHONPATH"].split(":")[:2])
     assert (beside / "gspo_worker.py").is_file() and (entry / "vllm-0.32.0.dist-info" / "METADATA").is_file()
     assert environment["VLLM_SERVER_DEV_MODE"] == "1"

@@ -1,5 +1,6 @@
 """Servers that die, hang, start again, have another model or another run's weights."""
 
+import copy
 import threading
 import time
 from dataclasses import replace
@@ -10,13 +11,15 @@ import torch
 from fake_servers import DEFAULT, FakeSGLang, FakeVLLM, serving
 from small_models import VOCABULARY, network
 
+from gspo.models import LoRA, with_lora
+from gspo.policies.network import Network
 from gspo.samplers import SampleRequest, SamplerLost
 from gspo.samplers.base import TakesSnapshots
 from gspo.samplers.http import Link
 from gspo.samplers.servers import Servers, group_seed, runs
 from gspo.samplers.sglang import SGLang
 from gspo.samplers.vllm import VLLM
-from gspo.samplers.weight_store import Snapshot, WeightStore, is_alive, read_label
+from gspo.samplers.weight_store import Snapshot, WeightStore, is_alive, read_label, save_adapters, save_base
 from gspo.sampling import Sampling
 
 STOP = 1
@@ -186,9 +189,67 @@ def test_a_server_that_restarts_between_two_waves_is_noticed(policy, tmp_path):
         assert sampler.sample(requests()) == before
 
 
+@pytest.fixture
+def adapted():
+    """A policy of adapters, away from where they start."""
+    model = with_lora(network(dtype=torch.float32).model, LoRA(rank=2), 0)
+    return SimpleNamespace(network=SimpleNamespace(model=model))
+
+
+def move_adapters(policy) -> None:
+    with torch.no_grad():
+        for name, p in policy.network.model.named_parameters():
+            if "lora_" in name:
+                p.add_(0.1)
+
+
+def of_adapters(urls, folder, **settings):
+    """A sampler that sends adapters alone."""
+    made = sampler_of(urls, folder, VLLM(sends_adapters=True), **settings)
+    made.store.save, made.store.save_base = save_adapters, save_base
+    return made
+
+
+def test_adapters_go_alone_on_top_of_what_the_run_began_with(adapted, tmp_path):
+    fake = engine()  # of other weights than the run's
+    fake.takes_adapters = True
+    with serving(fake) as server:
+        sampler = of_adapters([server.url], tmp_path)
+        for version in range(3):
+            move_adapters(adapted)
+            if version == 2:  # started again in between: it has neither base nor adapter
+                fake.restart()
+            sampler.sync_weights(adapted, version)
+            found = sampler.sample(requests())
+            merged = Network(copy.deepcopy(adapted.network.model).merge_and_unload())
+            expected = FakeVLLM(merged, [STOP])
+            seeds = [group_seed(requests()[0]) + i for i in range(3)]
+            same = expected.completions(requests()[0].prompt_ids, requests()[0].sampling, seeds)
+            assert ids(found)[0] == [ids for ids, *_ in same] and versions(found) == {version}
+    assert fake.loads == ["model", "adapter", "adapter", "model", "adapter"]
+    assert fake.log.count("/reset_prefix_cache") == 3
+
+
+def test_a_server_that_lost_its_adapter_in_the_middle_gets_it_again(adapted, tmp_path):
+    fake = engine()
+    fake.takes_adapters = True
+    with serving(fake) as server:
+        sampler = of_adapters([server.url], tmp_path)
+        sampler.sync_weights(adapted, 0)
+        sampler.sample(requests())
+        fake.restart()
+        assert versions(sampler.sample(requests(step=1))) == {0}
+    assert fake.loads == ["model", "adapter"] * 2
+
+
+def test_a_server_without_room_for_adapters_is_named(adapted, tmp_path):
+    with serving(engine()) as server, pytest.raises(SamplerLost, match="--lora-rank R"):
+        of_adapters([server.url], tmp_path).sync_weights(adapted, 0)
+
+
 def test_a_hung_server_is_left_for_another(policy, tmp_path):
     with serving(engine()) as one, serving(engine()) as two:
-        sampler = sampler_of([one.url, two.url], tmp_path, timeout=0.5)
+        sampler = sampler_of([one.url, two.url], tmp_path, timeout=0.5, deadline=90.0)
         sampler.sync_weights(policy, 0)
         one.engine.hangs.set()
         groups = sampler.sample(requests(prompts=6))

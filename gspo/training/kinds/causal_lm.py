@@ -10,14 +10,14 @@ from torch import nn
 from gspo.collectors.offline import is_offline
 from gspo.config import RunConfig
 from gspo.data import Dataset
-from gspo.models import Loaded
+from gspo.models import Loaded, pick_device
 from gspo.objectives.base import UnitObjective
 from gspo.policies.causal_lm import TokenScorer
 from gspo.policies.config import CausalLMConfig
 from gspo.policies.network import Network
 from gspo.renderers import Renderer
 from gspo.samplers.base import Sampler
-from gspo.samplers.config import ProcessConfig, SGLangConfig, VLLMConfig
+from gspo.samplers.config import ProcessConfig, ServerConfig
 from gspo.samplers.copied import Copied, InProcessOfItsOwn, copy_of
 from gspo.samplers.in_process import InProcess
 from gspo.training.kinds.base import Built, dtype_name, load, reloading
@@ -72,7 +72,7 @@ def chosen_sampler(
 ) -> Sampler:
     """Servers, the network that trains, or a copy of it: in another dtype, in another process."""
     asked = config.sampler
-    if isinstance(asked, VLLMConfig | SGLangConfig):
+    if isinstance(asked, ServerConfig):
         from gspo.samplers.connect import connect
 
         return connect(
@@ -93,11 +93,11 @@ def chosen_sampler(
     if isinstance(asked, ProcessConfig):
         copied = copy_of(loaded.model, dtype, pick_device(asked.device) if asked.device else None)
         process = InProcessOfItsOwn(make(copied), copied, asked.threads, asked.restarts)
-        return Copied(process, loaded.model, copied)
+        return Copied(process, copied)
     if not is_rounded:
         return InProcess(network, renderer.stop_ids, renderer.pad_id, config.sampler_rows)
     copied = copy_of(loaded.model, dtype)
-    return Copied(make(copied), loaded.model, copied)
+    return Copied(make(copied), copied)
 
 
 def sampler_on(model: nn.Module, stop_ids: tuple[int, ...], pad_id: int, max_rows: int) -> InProcess:
