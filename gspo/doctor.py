@@ -7,7 +7,7 @@ experts, 2507.18071 section 5.4 for precision):
 | cause | experiment |
 |---|---|
 | stale weights | the policy's weights are moved and brought to the sampler: do its log-probs follow? |
-| stale prefix cache | the same with prompts that it has seen before the move, and with new ones |
+| stale prefix cache | the same with prompts that it has seen before the move, and with these read backwards |
 | sampling support | the same tokens scored under temperature alone, and under the model's own distribution |
 | tokens | completions as ids -> text -> ids; and how often honest sampling here writes a text in another way |
 | expert routing | the same tokens scored again through the experts that the sampler recorded |
@@ -34,8 +34,12 @@ from gspo.training.experts import share_changed
 from gspo.training.parts import Parts
 from gspo.types import Group, Step
 
-NOISE = 0.3
-"""What is added to all weights and taken away again, against their mean size."""
+NOISES = (0.003, 0.01, 0.03, 0.1, 0.3)
+"""What is added to all weights and taken away again, against their mean size: the least that moves log-probs enough.
+More than that would make a deep model in half precision disagree with itself."""
+MOVES = 10.0
+"""Times the gap, and at least `LEAST_MOVE` nats, by which log-probs are to move."""
+LEAST_MOVE = 0.1
 FOLLOWS = 4.0
 """An experiment takes a gap away where it is smaller by this factor behind it."""
 LEAST = 1e-4
@@ -87,12 +91,12 @@ class Doctor:
             raise ValueError("gspo doctor is for language models that answer in one turn, sampled while they train")
         self.parts, self.prompts, self.version = parts, prompts, version
         self.scorer: TokenScorer = parts.policy.scorer
-        self.rows = parts.source.next_rows(0, 2 * prompts)
+        self.rows = parts.source.next_rows(0, prompts)
 
     def examine(self) -> tuple[Examined, list[Finding]]:
         """The gap at equal weights, and every cause."""
         self._sync()
-        now = self._asked(self.rows[: self.prompts], step=0)
+        now = self._asked(self.rows, step=0)
         findings = [*self._weights(now), self._support(now), self._tokens(now), self._experts(now)]
         named = any(finding.verdict == "cause" for finding in findings)
         return now, [*findings, self._precision(now, named)]
@@ -101,9 +105,11 @@ class Doctor:
         self.parts.sampler.sync_weights(self.parts.policy, self.version)
         self.version += 1
 
-    def _asked(self, rows: Sequence[tuple[int, Any]], step: int) -> Examined:
+    def _asked(self, rows: Sequence[tuple[int, Any]], step: int, backwards: bool = False) -> Examined:
         assert isinstance(self.parts.source, GroupSource)
-        groups = replace(self.parts.source, failure_limit=1.0).wave(rows, step).groups
+        renderer = self.parts.source.renderer
+        chosen: Any = Backwards(renderer) if backwards else renderer
+        groups = replace(self.parts.source, failure_limit=1.0, renderer=chosen).wave(rows, step).groups
         samples = flatten(groups, torch.zeros(sum(len(group.rollouts) for group in groups)), False)
         made = assemble(samples, self.parts.policy.network.device)
         if made.sampler_logprobs is None:
@@ -117,10 +123,10 @@ class Doctor:
 
     def _weights(self, now: Examined) -> list[Finding]:
         """Stale weights, stale cache: with the weights moved, prompts seen before and new ones."""
-        with other_weights(self.parts):
+        with other_weights(self.parts, self._noise(now)):
             self._sync()
-            new = self._asked(self.rows[self.prompts :], step=1)
-            seen = self._asked(self.rows[: self.prompts], step=1)
+            new = self._asked(self.rows, step=1, backwards=True)  # not even a prefix was seen before
+            seen = self._asked(self.rows, step=1)
         before = new.against(self.scorer.logprobs(new.step).logprobs)
         self._sync()
         is_stale = before < new.mean / FOLLOWS and new.mean > LEAST
@@ -142,6 +148,15 @@ class Doctor:
             else "no prompt is read from a cache of old weights",
         )
         return [weights, cache]
+
+    def _noise(self, now: Examined) -> float:
+        own = self.scorer.logprobs(now.step).logprobs
+        for noise in NOISES:
+            with other_weights(self.parts, noise):
+                moved = self.scorer.logprobs(now.step).logprobs
+            if _mean((moved - own).abs(), now.step) > max(MOVES * now.mean, LEAST_MOVE):
+                break
+        return noise
 
     def _support(self, now: Examined) -> Finding:
         """Which distribution the log-probs are of."""
@@ -178,12 +193,15 @@ class Doctor:
         here = self._drawn_here()
         other_here, other = self._written_otherwise(here), self._written_otherwise(now.groups)
         measured = f"{other:.0%} of its completions have other tokens than their text, {other_here:.0%} of ours"
-        off = now.gap.amax(dim=1) > max(FOLLOWS * self._floor(now), LEAST)
-        is_cause = other == 0 and other_here > 0 and bool(off.any())
+        live = now.step.mask.any(dim=1)
+        rows = now.gap.sum(dim=1) / now.step.mask.sum(dim=1).clamp(min=1)
+        off = live & (rows > max(FOLLOWS * self._floor(now), LEAST))
+        rest = now.gap[~off].sum() / now.step.mask[~off].sum().clamp(min=1)  # without these rows there is hardly a gap
+        is_cause = other < other_here and bool(off.any()) and rest.item() < now.mean / 2
         if is_cause:
             sentence = (
-                f"its tokens are its texts read again, not those that were drawn: {off.float().mean():.0%} of the "
-                "completions have log-probs of other tokens"
+                "its tokens are its texts read again, not those that were drawn: "
+                f"{off[live].float().mean():.0%} of the completions have log-probs of other tokens"
             )
         elif other_here == 0:
             sentence = "here every text has one way of being written, so ids cannot drift"
@@ -198,7 +216,7 @@ class Doctor:
         network = self.parts.policy.network
         sampler = InProcess(network, renderer.stop_ids, renderer.pad_id, self.parts.config.sampler_rows)
         own = replace(self.parts.source, sampler=sampler, failure_limit=1.0, overlap_rewards=False)
-        return own.wave(self.rows[: self.prompts], 0).groups
+        return own.wave(self.rows, 0).groups
 
     def _written_otherwise(self, groups: Sequence[Group]) -> float:
         """Share of completions whose ids are not what their text is encoded to."""
@@ -285,8 +303,22 @@ def advice(parts: Parts, now: Examined) -> str:
     )
 
 
+class Backwards:
+    """A renderer that turns prompts round: ids that a sampler has read nothing of, not even their beginnings."""
+
+    def __init__(self, renderer: Any) -> None:
+        self._renderer = renderer
+
+    def read(self, row: Any) -> tuple[tuple[int, ...], Any]:
+        ids, inputs = self._renderer.read(row)
+        return ids[::-1], inputs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._renderer, name)
+
+
 @contextmanager
-def other_weights(parts: Parts) -> Iterator[None]:
+def other_weights(parts: Parts, noise: float) -> Iterator[None]:
     """The policy under a little noise, and then as it was to the bit."""
     trained = [p for _, p in parts.policy.network.named_trainable()]
     kept = [p.detach().clone() for p in trained]
@@ -294,7 +326,7 @@ def other_weights(parts: Parts) -> Iterator[None]:
     with torch.no_grad():
         for p in trained:
             size = p.float().abs().mean().item() or 1.0
-            p.add_(NOISE * size * torch.randn(p.shape, generator=make).to(p.device, p.dtype))
+            p.add_(noise * size * torch.randn(p.shape, generator=make).to(p.device, p.dtype))
     try:
         yield
     finally:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from gspo.doctor import other_weights
+from gspo.doctor import NOISES, other_weights
 from gspo.samplers.servers import Servers
 from gspo.training.batch import assemble, flatten
 from gspo.training.parts import Parts
@@ -33,7 +33,7 @@ def server_rows(parts: Parts, sampler: Servers, prompts: int) -> list[tuple[str,
             f"log-probs of {sampler.servers[0].link} and of the policy differ by {mean:.2g} on the mean: another "
             "model, another dtype, or log-probs of something else than what it draws from"
         )
-    with other_weights(parts):
+    with other_weights(parts, NOISES[-1]):
         sampler.sync_weights(parts.policy, 1)
         after, largest = difference(parts, prompts)
     if after > max(ARRIVED * mean, LEAST):

@@ -1,7 +1,7 @@
 """An objective under detached multipliers: `Corrected(base, corrections)`, made by the trainer from `corrections`.
 
 Those that read stored values are folded into the weights once per step; those that read the current log-probs (OPSM),
-and all where the forward pass brings the old ones (`Step.old_from_forward`), multiply the gain. Denominators are the
+or old ones that the forward pass brings (`Step.old_from_forward`), multiply the gain, row by row. Denominators are the
 base's own. A term that the base adds (TRPA's KL) is left alone.
 """
 
@@ -44,16 +44,16 @@ class Corrected:
 
     def weights(self, step: Step, counts: Counts) -> Float[Tensor, "B U"]:
         weight = self.base.weights(step, counts)
-        if not step.old_from_forward:
-            for correction in self.stored(step).values():
-                weight = weight * correction.weight
+        for correction in self.corrections:
+            if correction.when == "stored" and not _waits(correction, step):
+                weight = weight * correction(step).weight
         return weight
 
     def gain(self, scores: Scores, step: Step) -> Float[Tensor, "B U"]:
         gain = self.base.gain(scores, step)
-        deferred = self.stored(step) if step.old_from_forward else {}
-        for correction in (*deferred.values(), *self.current(step, scores).values()):
-            gain = gain * correction.weight
+        for correction in self.corrections:
+            if correction.when == "current" or _waits(correction, step):
+                gain = gain * correction(step, scores).weight
         return gain
 
     def stored(self, step: Step) -> dict[str, Correction]:
@@ -66,3 +66,9 @@ class Corrected:
 
     def explain(self, scores: Scores, step: Step) -> Explanation | None:
         return self.base.explain(scores, step)
+
+
+def _waits(correction: Reweighting, step: Step) -> bool:
+    """A correction that reads old log-probs is a matter of each row, and may wait for them; one over the whole step
+    (top_entropy) reads none."""
+    return step.old_from_forward and "old" in correction.needs

@@ -344,8 +344,9 @@ def test_the_doctor_names_weights_that_do_not_arrive(tiny):
     assert causes(tiny, KeepsOldWeights()) == ["stale weights"]
 
 
-def test_the_doctor_names_another_precision(tiny):
-    assert causes(tiny, None, "--dtype", "bfloat16") == ["precision"]
+def test_the_doctor_names_another_precision(smollm2):
+    """The server is in bfloat16, and the policy is not."""
+    assert causes(smollm2, None, "--dtype", "float32", *LONG_PROMPTS, *WARM) == ["precision"]
 
 
 def test_the_doctor_names_prefixes_of_old_weights(smollm2):

@@ -38,10 +38,14 @@ def test_one_pass_fewer_and_the_same_run_to_the_bit(tmp_path, monkeypatch, passe
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("correction", ["token_tis", "sequence_mask", "icepop", "opsm"])
+@pytest.mark.parametrize("correction", ["token_tis", "sequence_mask", "icepop", "opsm", "top_entropy"])
 def test_corrections_wait_for_the_forward_pass(tmp_path, monkeypatch, correction):
-    """A sampler in bfloat16, whose tokens are weighed by the gap: equal up to the order of two products."""
+    """A sampler in bfloat16, whose tokens are weighed by the gap: equal up to the order of two products.
+
+    In micro-batches of a few rows: what is over the whole step (top_entropy) must not become a matter of each.
+    """
     overrides = [*NOISY, ("corrections", [{"name": correction}]), ("epochs", 2), ("steps", 3)]
+    overrides += [("micro_batch_tokens", 40)]
     start(settings(tmp_path / "without", *overrides))
     with_a_pass_for_every_mini_batch(monkeypatch)
     start(settings(tmp_path / "with", *overrides))
