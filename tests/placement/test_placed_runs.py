@@ -150,8 +150,7 @@ def test_the_command_starts_a_cluster_and_ends_it(tmp_path, plain):
     finished_alike(tmp_path / "run", plain)
 
 
-@pytest.mark.parametrize(("on", "line"), [("ray://127.0.0.1:1", "refused"), ("auto", "ray start --head")])
-def test_no_cluster_there(tmp_path, on, line):
-    done = gspo("train", "--on", on, "--folder", "run", folder=tmp_path)
-    assert done.returncode == 2 and line in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+def test_no_cluster_at_an_address(tmp_path):
+    done = gspo("train", "--on", "ray://127.0.0.1:1", "--folder", "run", folder=tmp_path)
+    assert done.returncode == 2 and "refused" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
     assert not (tmp_path / "run").exists()

@@ -305,20 +305,6 @@ class KeepsOldPrefixes(VLLM):
         link.post("/update_weight_version", {"new_version": label})
 
 
-class ReadsTextAgain(VLLM):
-    """Ids of the text that the drawn ids make, beside the log-probs of those."""
-
-    def answers(self, link, ask):
-        return [self._again(link, answer) for answer in super().answers(link, ask)]
-
-    def _again(self, link, answer):
-        end = answer.ids[-1:] if answer.ended == "stop" else ()
-        drawn = answer.ids[: len(answer.ids) - len(end)]
-        text = link.post("/detokenize", {"tokens": list(drawn)})["prompt"] if drawn else ""
-        ids = (*(self.encode(link, text) if text else ()), *end)
-        return replace(answer, ids=ids, logprobs=(*answer.logprobs, *(0.0,) * len(ids))[: len(ids)])
-
-
 def causes(server: Started, dialect: VLLM | None = None, *more: str) -> list[str]:
     parts = parts_of(server, *more)
     if dialect is not None:
@@ -352,10 +338,6 @@ def test_the_doctor_names_another_precision(smollm2):
 def test_the_doctor_names_prefixes_of_old_weights(smollm2):
     """Prompts of more than a block of 128 tokens."""
     assert causes(smollm2, KeepsOldPrefixes(), *LONG_PROMPTS, *WARM) == ["stale prefix cache"]
-
-
-def test_the_doctor_names_tokens_that_were_read_again(smollm2):
-    assert causes(smollm2, ReadsTextAgain(), *LONG_PROMPTS, *WARM) == ["tokens"]
 
 
 def test_log_probs_of_another_distribution(tmp_path, capsys, monkeypatch):
