@@ -196,8 +196,9 @@ class Doctor:
         live = now.step.mask.any(dim=1)
         rows = now.gap.sum(dim=1) / now.step.mask.sum(dim=1).clamp(min=1)
         off = live & (rows > max(FOLLOWS * self._floor(now), LEAST))
-        rest = now.gap[~off].sum() / now.step.mask[~off].sum().clamp(min=1)  # without these rows there is hardly a gap
-        is_cause = other < other_here and bool(off.any()) and rest.item() < now.mean / 2
+        rest = now.gap[~off].sum() / now.step.mask[~off].sum().clamp(min=1)
+        # Some completions, and the others have hardly a gap; what is off in all of them is another matter.
+        is_cause = other < other_here and bool(off.any() and (live & ~off).any()) and rest.item() < now.mean / 2
         if is_cause:
             sentence = (
                 "its tokens are its texts read again, not those that were drawn: "
