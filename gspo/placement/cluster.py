@@ -1,10 +1,13 @@
 """The Ray cluster of a run: reached or started, its room reserved, its errors in one line."""
 
+import os
 import re
 import socket
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gspo.placement.config import PlacementConfig
@@ -58,6 +61,7 @@ def _connect(ray: Any, settings: PlacementConfig) -> None:
         if settings.on == "local":
             ray.init(**LOCAL, **common)
         elif settings.on == "auto":
+            _refuse_gone()
             ray.init(address="auto", **common)
         else:
             host, _, port = settings.on.removeprefix("ray://").rpartition(":")
@@ -70,6 +74,15 @@ def _connect(ray: Any, settings: PlacementConfig) -> None:
             else 'start one with "ray start --head", or use placement.on = "local"'
         )
         raise ValueError(f'placement.on = "{settings.on}": no cluster ({first_line(error)}); {remedy}') from None
+
+
+def _refuse_gone() -> None:
+    """Raises OSError for a cluster that has ended and left its address behind: Ray would wait for it for minutes."""
+    left = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+    address = os.environ.get("RAY_ADDRESS") or (left.read_text().strip() if left.is_file() else "")
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in host:
+        socket.create_connection((host, int(port)), timeout=REACH).close()
 
 
 @contextmanager

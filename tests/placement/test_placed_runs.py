@@ -154,3 +154,13 @@ def test_no_cluster_at_an_address(tmp_path):
     done = gspo("train", "--on", "ray://127.0.0.1:1", "--folder", "run", folder=tmp_path)
     assert done.returncode == 2 and "refused" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_cluster_that_has_ended(tmp_path, monkeypatch):
+    """Its address is where Ray looks for the one that is there."""
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    done = gspo("train", "--on", "auto", "--folder", "run", folder=tmp_path)
+    assert done.returncode == 2 and "ray start --head" in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "run").exists()
