@@ -68,7 +68,7 @@ record-images: .make/dev
 record-moe: .make/dev
 	$(TEST_ENV) $(BIN)/python benchmarks/moe.py
 
-# kill -9 of each part at random moments; about half an hour.
+# kill -9 of each part at random moments; about an hour and a half, and a vLLM in .venv-vllm (make .make/vllm).
 record-faults: .make/ray
 	$(TEST_ENV) RAY_AUTH_MODE=disabled .venv-ray/bin/python benchmarks/faults.py $(ARGS)
 
