@@ -68,8 +68,8 @@ record-images: .make/dev
 record-moe: .make/dev
 	$(TEST_ENV) $(BIN)/python benchmarks/moe.py
 
-# kill -9 of each part at random moments; about an hour and a half, and a vLLM in .venv-vllm (make .make/vllm).
-record-faults: .make/ray
+# kill -9 of each part at random moments; about an hour and a half.
+record-faults: .make/ray .make/vllm
 	$(TEST_ENV) RAY_AUTH_MODE=disabled .venv-ray/bin/python benchmarks/faults.py $(ARGS)
 
 # TRL lives in an environment of its own: nothing of gspo needs it.
