@@ -123,7 +123,7 @@ class Doctor:
 
     def _weights(self, now: Examined) -> list[Finding]:
         """Stale weights, stale cache: with the weights moved, prompts seen before and new ones."""
-        with other_weights(self.parts, self._noise(now)):
+        with other_weights(self.parts, least_noise(self.parts, now.step, now.mean)):
             self._sync()
             new = self._asked(self.rows, step=1, backwards=True)  # not even a prefix was seen before
             seen = self._asked(self.rows, step=1)
@@ -148,15 +148,6 @@ class Doctor:
             else "no prompt is read from a cache of old weights",
         )
         return [weights, cache]
-
-    def _noise(self, now: Examined) -> float:
-        own = self.scorer.logprobs(now.step).logprobs
-        for noise in NOISES:
-            with other_weights(self.parts, noise):
-                moved = self.scorer.logprobs(now.step).logprobs
-            if _mean((moved - own).abs(), now.step) > max(MOVES * now.mean, LEAST_MOVE):
-                break
-        return noise
 
     def _support(self, now: Examined) -> Finding:
         """Which distribution the log-probs are of."""
@@ -316,6 +307,17 @@ class Backwards:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._renderer, name)
+
+
+def least_noise(parts: Parts, step: Step, gap: float) -> float:
+    """Of `NOISES`, for a gap that is there without."""
+    own = parts.policy.logprobs(step).logprobs
+    for noise in NOISES:
+        with other_weights(parts, noise):
+            moved = parts.policy.logprobs(step).logprobs
+        if _mean((moved - own).abs(), step) > max(MOVES * gap, LEAST_MOVE):
+            break
+    return noise
 
 
 @contextmanager
