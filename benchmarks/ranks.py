@@ -1,4 +1,4 @@
-"""Two ranks over gloo against one process: gradients, a curve of 20 steps, and memory by rank.
+"""Two ranks over gloo, by shards and with split matrices, against one process: gradients, 20 steps, memory by rank.
 
     OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python benchmarks/ranks.py [--steps 20] [--width 512] [--layers 8]
 
@@ -10,7 +10,8 @@
   most memory that the process has had (resident), the interpreter and its libraries included; "growth": by how much it
   rose since before the model was made. The model is made whole on every rank before it is sharded.
 
-Every measurement is a process of its own. Results go to benchmarks/out/ranks.json.
+"shards" is FSDP2 over both ranks; "split" is ranks.tensor_parallel = 2, where both see the same rows. Every measurement
+is a process of its own. Results go to benchmarks/out/ranks.json.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,8 @@ from gspo.training.run import console_of, start
 from gspo.types import Step
 
 TARGET = Path(__file__).parent / "out" / "ranks.json"
+LAYOUTS = {"one": (1, 1), "shards": (2, 1), "split": (2, 2)}
+"""Ranks, and how many of them split each matrix."""
 SMALL = TinyConfig()
 CURVE = {
     "name": "curve",
@@ -81,16 +85,19 @@ def some_step(groups: int = 4, each: int = 4, prompt: int = 8, longest: int = 16
     return Step(**{**vars(step), "payload": Payload(rows, tuple(completions))})
 
 
-def updated(ranks: Ranks, shape: TinyConfig, found: dict[str, Any], gradients: bool) -> None:
+def updated(ranks: Ranks, settings: RanksConfig, shape: TinyConfig, found: dict[str, Any], gradients: bool) -> None:
     """One update; the gradients before it, or the memory behind it."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     scorer = TokenScorer(network=Network(tiny_model(shape, 0).model.eval()), scoring=Sampling(), micro_batch_tokens=256)
-    policy = policy_of(scorer, AdamW(lr=1e-4), ranks, RanksConfig(), torch.device("cpu"))
+    policy = policy_of(scorer, AdamW(lr=1e-4), ranks, settings, torch.device("cpu"))
     step, objective = some_step(), GSPO(clip_low=10.0, clip_high=10.0)
     policy.forward_backward(step, [objective.weights(step, objective.counts(step))], (objective,))
     if gradients:
-        found["gradients"] = {n: whole(m.grad) for n, m in policy.weights.masters.items() if m.grad is not None}
-    found["norm"] = policy.optim_step(1e-4)
+        weights = policy.weights
+        found["norm"] = weights.total_norm(weights.masters.values()).item()  # gradients of all ranks are added up here
+        found["gradients"] = {n: whole(m.grad) for n, m in weights.masters.items() if m.grad is not None}
+        return
+    policy.optim_step(1e-4)
     held = [own(tensor).nbytes for tensor in policy.weights.state().values()]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     parameters = sum(p.numel() for p in policy.weights.masters.values())
@@ -106,45 +113,50 @@ def own(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def measure(what: str, rank: int, size: int, folder: Path, arguments: argparse.Namespace) -> None:
-    """One rank of one measurement; what it found goes to FOLDER/WHAT-SIZE-RANK.pt."""
+def measure(what: str, layout: str, rank: int, folder: Path, arguments: argparse.Namespace) -> None:
+    """One rank of one measurement; what it found goes to FOLDER/WHAT-LAYOUT-RANK.pt."""
     torch.set_num_threads(1)
-    ranks = Team(rank, size, local_size=size, meeting=f"file://{folder}/{what}") if size > 1 else ALONE
-    ranks.open(RanksConfig(deadline=300.0), "cpu")
+    size, tensor_parallel = LAYOUTS[layout]
+    ranks = Team(rank, size, local_size=size, meeting=f"file://{folder}/meeting-{what}-{layout}") if size > 1 else ALONE
+    settings = RanksConfig(deadline=300.0, tensor_parallel=tensor_parallel)
+    ranks.open(settings, "cpu")
     found: dict[str, Any] = {}
     if what == "curve":
-        config = validate(
-            apply_overrides({**CURVE, "steps": arguments.steps, "folder": str(folder / f"curve-{size}")}, ())
-        )
+        given = {"steps": arguments.steps, "folder": str(folder / f"curve-{layout}"), "ranks": asdict(settings)}
+        config = validate(apply_overrides({**CURVE, **given}, ()))
         start(config, Given(ranks=ranks), console_of(config, ranks, True))
     else:
         wide = TinyConfig(
             hidden_size=arguments.width, layers=arguments.layers, heads=8, intermediate_size=3 * arguments.width
         )
-        updated(ranks, SMALL if what == "gradients" else wide, found, what == "gradients")
-    torch.save(found, folder / f"{what}-{size}-{rank}.pt")
+        updated(ranks, settings, SMALL if what == "gradients" else wide, found, what == "gradients")
+    torch.save(found, folder / f"{what}-{layout}-{rank}.pt")
 
 
-def run(what: str, size: int, folder: Path, words: list[str]) -> list[dict[str, Any]]:
+def run(what: str, layout: str, folder: Path, words: list[str]) -> list[dict[str, Any]]:
     """What each rank found."""
-    command = [sys.executable, __file__, *words, "--measure", what, "--size", str(size), "--folder", str(folder)]
+    size, _ = LAYOUTS[layout]
+    command = [sys.executable, __file__, *words, "--measure", what, "--layout", layout, "--folder", str(folder)]
     processes = [subprocess.Popen([*command, "--rank", str(rank)], stdout=subprocess.DEVNULL) for rank in range(size)]
     if any([process.wait() for process in processes]):
-        raise SystemExit(f"{what} on {size} ranks failed")
-    return [torch.load(folder / f"{what}-{size}-{rank}.pt") for rank in range(size)]
+        raise SystemExit(f"{what} failed: {layout}")
+    return [torch.load(folder / f"{what}-{layout}-{rank}.pt") for rank in range(size)]
 
 
 def compared(folder: Path, words: list[str]) -> dict[str, Any]:
-    one, two = (run("gradients", size, folder, words)[0] for size in (1, 2))
-    gaps = {name: (two["gradients"][name] - g).abs().max().item() for name, g in one["gradients"].items()}
-    largest = max(g.abs().max().item() for g in one["gradients"].values())
-    found: dict[str, Any] = {
-        "gradients": {"difference": max(gaps.values()), "largest": largest, "norms": [one["norm"], two["norm"]]}
-    }
-    for size in (1, 2):
-        run("curve", size, folder, words)
-    found["curve"] = curves(folder / "curve-1", folder / "curve-2")
-    found["memory"] = {str(size): [each["memory"] for each in run("memory", size, folder, words)] for size in (1, 2)}
+    """Of each layout its own numbers, and the largest differences to one process."""
+    found: dict[str, Any] = {}
+    one = run("gradients", "one", folder, words)[0]["gradients"]
+    for layout in LAYOUTS:
+        own = run("gradients", layout, folder, words)[0]
+        run("curve", layout, folder, words)
+        found[layout] = {
+            "norm": own["norm"],
+            "largest": max(g.abs().max().item() for g in one.values()),
+            "difference": max((own["gradients"][name] - g).abs().max().item() for name, g in one.items()),
+            "curve": curves(folder / "curve-one", folder / f"curve-{layout}"),
+            "memory": [each["memory"] for each in run("memory", layout, folder, words)],
+        }
     return found
 
 
@@ -165,21 +177,22 @@ def curves(one: Path, two: Path) -> dict[str, Any]:
         "difference": gap,
         "metric": name,
         "weights": max((left[name] - right[name]).abs().max().item() for name in left),
-        "reward": [[line["reward"] for line in run if "reward" in line] for run in lines],
+        "reward": [line["reward"] for line in lines[1] if "reward" in line],
     }
 
 
 def show(found: dict[str, Any]) -> Table:
-    table = Table("measure", "one process", "two ranks", "largest difference", box=None)
-    gradients, curve = found["gradients"], found["curve"]
-    table.add_row("gradient norm", *(f"{n:.6g}" for n in gradients["norms"]), "")
-    table.add_row("largest gradient entry", f"{gradients['largest']:.3g}", "", f"{gradients['difference']:.1e}")
-    rewards = [f"{run[-1]:.4f}" for run in curve["reward"]]
-    table.add_row(f"reward at step {curve['steps']}", *rewards, f"{curve['difference']:.1e} ({curve['metric']})")
-    table.add_row("weights after it", "", "", f"{curve['weights']:.1e}")
-    (one,), two = found["memory"]["1"], found["memory"]["2"]
+    each = [found[layout] for layout in LAYOUTS]
+    table = Table("measure", "one process", "two ranks, shards", "two ranks, split", box=None)
+    table.add_row("gradient norm", *(f"{own['norm']:.6g}" for own in each))
+    entry = f"largest gap of an entry (of {each[0]['largest']:.2g})"
+    table.add_row(entry, *(f"{own['difference']:.1e}" for own in each))
+    steps = each[0]["curve"]["steps"]
+    table.add_row(f"reward at step {steps}", *(f"{own['curve']['reward'][-1]:.4f}" for own in each))
+    table.add_row("largest gap of a metric", *(f"{own['curve']['difference']:.1e}" for own in each))
+    table.add_row("largest gap of a weight", *(f"{own['curve']['weights']:.1e}" for own in each))
     for name, label in (("held", "weights and moments, MB"), ("growth", "peak growth, MB"), ("peak", "peak, MB")):
-        table.add_row(label, f"{one[name] / 1e6:.1f}", " + ".join(f"{each[name] / 1e6:.1f}" for each in two), "")
+        table.add_row(label, *(" + ".join(f"{rank[name] / 1e6:.1f}" for rank in own["memory"]) for own in each))
     return table
 
 
@@ -189,13 +202,13 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512, help="of the model whose memory is measured")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
-    for name in ("--rank", "--size"):
-        parser.add_argument(name, type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--layout", default="one", help=argparse.SUPPRESS)
+    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=TARGET)
     arguments = parser.parse_args()
     if arguments.measure:
-        return measure(arguments.measure, arguments.rank, arguments.size, arguments.folder, arguments)
+        return measure(arguments.measure, arguments.layout, arguments.rank, arguments.folder, arguments)
     words = [f"--{name}={getattr(arguments, name)}" for name in ("steps", "width", "layers")]
     with tempfile.TemporaryDirectory() as folder:
         found = compared(Path(folder), words)

@@ -17,7 +17,7 @@ class RanksConfig:
     cpu_offload: bool = False
     """Keep shards, gradients and moments in the CPU's memory and update there; layers come to the GPU as they run."""
     tensor_parallel: int = 1
-    """Ranks that split the matrices of a layer; only 1 is allowed."""
+    """Ranks that split the matrices of a layer, as transformers' plan for the model says; they see the same rows."""
     context_parallel: int = 1
     """Ranks that split a sequence; only 1 is allowed."""
     deadline: float = 1800.0
@@ -25,10 +25,10 @@ class RanksConfig:
 
     def __post_init__(self) -> None:
         at_least(self, "ranks.", 1, "tensor_parallel", "context_parallel", "deadline")
-        if self.tensor_parallel > 1:
+        if self.tensor_parallel > 1 and self.sharding == "none":
             raise ValueError(
-                f"ranks.tensor_parallel = {self.tensor_parallel}: layouts and the chunked head read whole matrices, "
-                'which the models\' own plans split; use ranks.sharding = "full" over all ranks'
+                f'ranks.tensor_parallel = {self.tensor_parallel} splits matrices, and ranks.sharding = "none" keeps them '
+                'whole; use ranks.sharding = "full" or "gradients"'
             )
         if self.context_parallel > 1:
             raise ValueError(

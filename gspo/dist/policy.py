@@ -24,7 +24,7 @@ from gspo.types import Explanation, Scores, Step
 
 
 def shares(step: Step, size: int) -> list[list[int]]:
-    """Rows of each rank: whole groups, the largest first to the rank with the fewest tokens so far."""
+    """Rows of each share: whole groups, the largest first to the rank with the fewest tokens so far."""
     tokens = [len(p) + len(c) for p, c in zip(step.payload.prompt, step.payload.completion, strict=True)]
     rows_of: dict[int, list[int]] = {}
     for row, group in enumerate(step.group.tolist()):
@@ -48,14 +48,14 @@ class RankedScorer:
     placement: Placement
 
     def logprobs(self, step: Step) -> Scores:
-        own = shares(step, self.ranks.size)[self.ranks.rank]
+        own = shares(step, self.placement.shares)[self.placement.share]
         part = step.rows(own)
         missing = self.missing(part)
         found = self.scorer.logprobs(part) if own else None
         with torch.no_grad():
             self.fill_in(step, missing)
         self.placement.rest()
-        sent = None if found is None else (own, _on_cpu(found))
+        sent = (own, _on_cpu(found)) if found is not None and self.placement.speaks else None
         return _joined_scores(step, [each for each in self.ranks.everyone(sent) if each is not None])
 
     def missing(self, part: Step) -> int:
@@ -108,13 +108,13 @@ class RankedPolicy:
         """Add the gradient of the step's loss, each rank that of its own rows."""
         if isinstance(self.scorer, CountsFirst):
             step = self.scorer.counted(step)  # over all rows, on every rank
-        own = shares(step, self.ranks.size)[self.ranks.rank]
+        own = shares(step, self.placement.shares)[self.placement.share]
         part = step.rows(own)
         missing = self._ranked().missing(part)
         result = self.inner.forward_backward(part, [w[own] for w in weight], terms) if own else None
         self._ranked().fill_in(step, missing)
         self.placement.rest()
-        sent = None if result is None else (own, result)
+        sent = (own, result) if result is not None and self.placement.speaks else None
         return _joined_results(step, [each for each in self.ranks.everyone(sent) if each is not None])
 
     def optim_step(self, lr: float) -> float:

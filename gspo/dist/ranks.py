@@ -130,6 +130,10 @@ class Team:
 
         if dist.is_initialized():
             return
+        if self.size % settings.tensor_parallel:
+            raise ValueError(
+                f"ranks.tensor_parallel = {settings.tensor_parallel} does not divide the {self.size} ranks of this run"
+            )
         kind = _device_kind(device)
         if kind == "cuda":
             torch.cuda.set_device(self._gpu())

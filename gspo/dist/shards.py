@@ -6,10 +6,14 @@ mean is switched off, and nothing is undone afterwards.
 
 Weights that are trained beside frozen ones (adapters) are few: they stay whole on every rank, and what is sharded is
 the frozen rest.
+
+With tensor parallelism ranks that follow each other see the same rows, each with its part of every matrix
+(`gspo.dist.tensor_parallel`); those parts are what FSDP2 shards over the ranks that see other rows.
 """
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -30,7 +34,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gspo.dist.config import RanksConfig
 from gspo.dist.ranks import Ranks
-from gspo.policies.master import norm_of
+from gspo.dist.split_layers import here
+from gspo.dist.tensor_parallel import TensorParallel
+from gspo.policies.master import by_mesh, norm_of
 from gspo.policies.network import Network
 
 
@@ -39,6 +45,11 @@ class Placement(Protocol):
 
     in_step: bool
     """Every pass through the network is a collective: ranks make equally many."""
+    share: int
+    """Which of `shares` rows are this rank's."""
+    shares: int
+    speaks: bool
+    """Whether others hear of these rows from this rank, not from one that sees them too."""
 
     def whole(self) -> AbstractContextManager[None]:
         """All weights gathered on every rank, for passes that ranks make each for itself; for reading too."""
@@ -61,9 +72,11 @@ class Whole:
     """Every rank has all weights, and the gradients of all ranks are added up before the optimizer looks at them."""
 
     in_step = False
+    speaks = True
 
     def __init__(self, network: Any, ranks: Ranks) -> None:
         self.network, self.ranks = network, ranks
+        self.share, self.shares = ranks.rank, ranks.size
 
     def plain_model(self) -> nn.Module:
         return self.network.model
@@ -75,46 +88,48 @@ class Whole:
         pass
 
     def total_norm(self, masters: Collection[Tensor]) -> Tensor:
-        """A weight without a gradient on any rank stays without."""
-        there = torch.tensor([float(master.grad is not None) for master in masters], device=_device_of(masters))
-        self.ranks.add_up([there])
-        for master, count in zip(masters, there.tolist(), strict=True):
-            if count:
-                master.grad = torch.zeros_like(master) if master.grad is None else master.grad
-                self.ranks.add_up([master.grad])
+        _add_up(masters, self.ranks.add_up)
         return norm_of(masters)
 
 
 class Sharded:
-    """FSDP2 over all ranks: a group for each decoder layer, and one for what is outside of them."""
+    """FSDP2 over the ranks that see different rows: a group for each decoder layer, and one for the rest."""
 
     in_step = True
 
     def __init__(self, network: Network, ranks: Ranks, settings: RanksConfig, device: torch.device) -> None:
         refuse_unknown(network)
         self.network, self.ranks = network, ranks
+        mesh = mesh_of(device, ranks.size, settings.tensor_parallel)
+        self.mesh = mesh["data"]
+        self.share, self.shares = self.mesh.get_local_rank(), self.mesh.size()
         self._empty = without_values(network.model)
         self.keeps_gathered = settings.sharding == "gradients"
         # What is found out by running the network is found out while it is whole.
         _ = network.routers, network.shape, network.refusal
         computes_in = network.dtype
+        self.tensor = TensorParallel(network, mesh["tensor"]) if settings.tensor_parallel > 1 else None
+        self.speaks = self.tensor is None or self.tensor.rank == 0
         self.root = base_of_model(network.model)
         named = dict(network.model.named_parameters())
         trained = {p for p in named.values() if p.requires_grad}
         self.keeps_trained_whole = 0 < len(trained) < len(named)
-        apart = trained if self.keeps_trained_whole else set()
-        for parameter in apart:
-            parameter.data = parameter.data.to(device)
         is_half = computes_in in (torch.bfloat16, torch.float16)
         has_masters = is_half and bool(trained) and not self.keeps_trained_whole
         precision = MixedPrecisionPolicy(param_dtype=computes_in, reduce_dtype=torch.float32)
         offload = CPUOffloadPolicy() if settings.cpu_offload and device.type == "cuda" else OffloadPolicy()
-        self.mesh = mesh_of(device)
         layers = [m for m in network.body.modules() if isinstance(m, GradientCheckpointingLayer)]
         for module in [*reversed(layers), self.root]:
+            if self.tensor is not None:
+                self.tensor.split(module, torch.float32 if has_masters else None)
             if has_masters:
                 for parameter in module.parameters():
-                    parameter.data = parameter.data.float()
+                    if not isinstance(parameter, DTensor):
+                        parameter.data = parameter.data.float()
+            apart = {p for p in module.parameters() if p.requires_grad} if self.keeps_trained_whole else set()
+            for parameter in apart:
+                if not isinstance(parameter, DTensor):
+                    parameter.data = parameter.data.to(device)
             fully_shard(
                 module,
                 mesh=self.mesh,
@@ -126,9 +141,11 @@ class Sharded:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
         self.groups: list[Any] = [m for m in self.root.modules() if isinstance(m, FSDPModule)]
-        network.placed(device, computes_in, self._entrance(network))
+        network.placed(device, computes_in, self._entrance(network), self.tensor and self.tensor.head)
         with torch.no_grad():  # FSDP takes the module that runs first for the root
             network.hidden(torch.zeros((1, 1), dtype=torch.long, device=device))
+            if self.tensor is not None:
+                self.tensor.check()
         self.rest()
 
     def _entrance(self, network: Network) -> Any:
@@ -144,7 +161,8 @@ class Sharded:
         for group in self.groups:
             group.unshard()
         try:
-            yield
+            with nullcontext() if self.tensor is None else self.tensor.whole():
+                yield
         finally:
             for group in self.groups:
                 group.reshard()
@@ -174,13 +192,35 @@ class Sharded:
 
     def total_norm(self, masters: Collection[Tensor]) -> Tensor:
         if self.keeps_trained_whole:
-            return Whole(self.network, self.ranks).total_norm(masters)
-        norm = norm_of(masters)
-        return norm.full_tensor()  # type: ignore[attr-defined]
+            _add_up(masters, self._add_up)
+        if self.tensor is not None:
+            self.tensor.add_up_terms()
+        norms = [norm_of(some) for some in by_mesh(masters)]
+        found = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+        return found[0] if len(found) == 1 else torch.linalg.vector_norm(torch.stack(found))
+
+    def _add_up(self, tensors: Iterable[Tensor]) -> None:
+        """Over the ranks that see different rows."""
+        for tensor in tensors:
+            dist.all_reduce(here(tensor), group=self.mesh.get_group())
 
 
-def mesh_of(device: torch.device) -> DeviceMesh:
-    return init_device_mesh(device.type, (dist.get_world_size(),))
+def mesh_of(device: torch.device, size: int, tensor_parallel: int = 1) -> DeviceMesh:
+    """Ranks that follow each other see the same rows."""
+    # That what lies over both is gathered in two steps is no news.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    shape = (size // tensor_parallel, tensor_parallel)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor"))
+
+
+def _add_up(masters: Collection[Tensor], add_up: Callable[[Iterable[Tensor]], None]) -> None:
+    """Gradients of ranks become their sum; a weight without a gradient on any rank stays without."""
+    there = torch.tensor([float(master.grad is not None) for master in masters], device=_device_of(masters))
+    add_up([there])
+    for master, count in zip(masters, there.tolist(), strict=True):
+        if count:
+            master.grad = torch.zeros_like(master) if master.grad is None else master.grad
+            add_up([master.grad])
 
 
 def without_values(model: nn.Module) -> nn.Module:

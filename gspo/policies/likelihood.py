@@ -1,19 +1,19 @@
 """Log-probabilities of chosen tokens from hidden states, without a [B,T,V] tensor.
 
-Two ways, equal in value and gradient: a linear head has a forward and backward pass of its own (`linear_head`); any
-other head (adapters on it, a callable), truncated sampling and small vocabularies go chunk by chunk through autograd,
-which computes each chunk's logits again in the backward pass if there are several. Softmax and everything after it run
-in float32 (float64 stays).
+Two ways, equal in value and gradient: a linear head, whole or split over ranks, has a forward and backward pass of its
+own (`linear_head`); any other head (adapters on it, a callable), truncated sampling and small vocabularies go chunk by
+chunk through autograd, which computes each chunk's logits again in the backward pass if there are several. Softmax and
+everything after it run in float32 (float64 stays).
 """
 
 from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gspo.policies.linear_head import LinearHead, linear_logprobs
 from gspo.sampling import Sampling, sampling_logits
 
 Head = Callable[[Tensor], Tensor]
@@ -22,6 +22,14 @@ CHUNK_ELEMENTS = 2**24
 """Logits held from forward to backward, or at once where they are computed again: 64 MiB in float32."""
 SMALL_ELEMENTS = 2**17
 """Logits so few that autograd's few operations take less time than the many of `linear_head`."""
+
+
+@runtime_checkable
+class ScoresTokens(Protocol):
+    """A head that comes to log-probs without all logits at once, as `LinearHead` does."""
+
+    @property
+    def token_logprobs(self) -> Callable[..., tuple[Any, Any]]: ...
 
 
 def token_logprobs(
@@ -41,9 +49,9 @@ def token_logprobs(
     the logits are few.
     """
     is_large = len(ids) * vocabulary > SMALL_ELEMENTS
-    if isinstance(head, LinearHead) and not sampling.truncates and is_large:
+    if isinstance(head, ScoresTokens) and not sampling.truncates and is_large:
         # Greedy completions are scored at temperature 1.
-        return linear_logprobs(head, hidden, ids, position, sampling.temperature or 1.0, entropy, chunk_elements)
+        return head.token_logprobs(hidden, ids, position, sampling.temperature or 1.0, entropy, chunk_elements)
     chunk = max(1, chunk_elements // vocabulary)
     parts = []
     for start in range(0, max(len(ids), 1), chunk):

@@ -53,6 +53,18 @@ class LinearHead:
         bias = None if self.bias is None else self.bias[columns]
         return shape_logits(linear(hidden, self.weight[columns], bias), self.scale, self.softcap)
 
+    def token_logprobs(
+        self,
+        hidden: Float[Tensor, "M D"],
+        ids: Int[Tensor, "N"],
+        position: Int[Tensor, "N"] | None,
+        temperature: float,
+        entropy: str,
+        kept_elements: int,
+    ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
+        """`likelihood.token_logprobs` without its truncation."""
+        return linear_logprobs(self, hidden, ids, position, temperature, entropy, kept_elements)
+
 
 def shape_logits(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
     """What a model does to its logits after the output layer."""
@@ -103,10 +115,32 @@ def linear_logprobs(
     block_elements: int | None = None,
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
     """`likelihood.token_logprobs` for a linear head, and sampling that truncates nothing."""
+    where = torch.arange(len(ids), device=ids.device) if position is None else position
+    chosen, total, value = likelihoods(head, hidden, ids, where, temperature, entropy, kept_elements, block_elements)
+    return (chosen - total, value) if position is None else (chosen - total[position], value[position])
+
+
+def likelihoods(
+    head: LinearHead,
+    hidden: Float[Tensor, "M D"],
+    ids: Int[Tensor, "N"],
+    position: Int[Tensor, "N"],
+    temperature: float,
+    entropy: str,
+    kept_elements: int,
+    block_elements: int | None = None,
+    has_all: bool = True,
+) -> tuple[Float[Tensor, "N"], Float[Tensor, "M"], Float[Tensor, "M"]]:
+    """Chosen logits, logsumexp of each position, entropy of each position, all under the temperature.
+
+    Without `has_all` the head is a slice of the vocabulary, and ids outside of it (negative, or past its end) have a
+    chosen logit of 0.
+    """
     vocabulary = len(head.weight)
     trains = torch.is_grad_enabled()
     is_frozen = not (head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad))
-    keeps_pull = trains and is_frozen and hidden.requires_grad and head.softcap is None and entropy != "gradient"
+    needs_states = trains and is_frozen and hidden.requires_grad
+    keeps_pull = needs_states and head.softcap is None and entropy != "gradient" and has_all
     size = block_elements or (CACHED_ELEMENTS if hidden.device.type == "cpu" else DEVICE_ELEMENTS)
     rows = max(1, min(len(hidden), ROWS, size))
     plan = _Plan(
@@ -119,9 +153,7 @@ def linear_logprobs(
         keeps_logits=trains and not keeps_pull and len(hidden) * vocabulary <= kept_elements,
         keeps_pull=keeps_pull,
     )
-    where = torch.arange(len(ids), device=ids.device) if position is None else position
-    chosen, total, value = _Likelihood.apply(hidden, head.weight, head.bias, ids, where, plan)
-    return (chosen - total, value) if position is None else (chosen - total[position], value[position])
+    return _Likelihood.apply(hidden, head.weight, head.bias, ids, position, plan)
 
 
 class _Likelihood(torch.autograd.Function):

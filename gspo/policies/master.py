@@ -7,6 +7,7 @@ accumulation never happens in half precision.
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,14 @@ def norm_of(masters: Collection[Tensor]) -> Tensor:
     return torch.nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None])
 
 
+def by_mesh(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Those that one operation may take together: spread over the same ranks, or over none."""
+    found: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        found.setdefault(getattr(tensor, "device_mesh", None), []).append(tensor)
+    return list(found.values())
+
+
 class MasterWeights:
     """Parameters, their float32 masters, and the AdamW state over them."""
 
@@ -64,9 +73,9 @@ class MasterWeights:
             param.register_post_accumulate_grad_hook(lambda p, n=name: self._move_gradient(p, n))
         decayed = [m for m in self.masters.values() if m.ndim >= 2]
         others = [m for m in self.masters.values() if m.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        kinds = ((decayed, settings.weight_decay), (others, 0.0))
         self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            [{"params": some, "weight_decay": decay} for masters, decay in kinds for some in by_mesh(masters)],
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
@@ -82,7 +91,8 @@ class MasterWeights:
         if not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient norm is {value}")
         if 0 < self.settings.max_grad_norm < value:
-            torch.nn.utils.clip_grads_with_norm_(list(self.masters.values()), self.settings.max_grad_norm, norm)
+            for masters in by_mesh(self.masters.values()):
+                torch.nn.utils.clip_grads_with_norm_(masters, self.settings.max_grad_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()

@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gspo.policies.attention import Attention, attention_of_our_own
 from gspo.policies.costs import NetworkShape, known_refusal, network_shape
+from gspo.policies.likelihood import Head
 from gspo.policies.linear_head import LinearHead, shape_logits
 from gspo.policies.prefixes import Ids, pack
 from gspo.policies.prompt_images import PromptImages, seen, text_model
@@ -36,6 +37,7 @@ class Network:
         self._forward = torch.compile(self.body, dynamic=True) if is_compiled else self.body
         self._forward_of_scores = self.body
         """Without gradient."""
+        self._head_in_parts: Callable[[], Head] | None = None
         self.output = base.get_output_embeddings()
         self.softcap = getattr(self.config, "final_logit_softcapping", None)
         # Cohere multiplies its logits, Granite divides them.
@@ -54,10 +56,18 @@ class Network:
         """The same network under other weights, for scoring."""
         return Network(model)
 
-    def placed(self, device: torch.device, dtype: torch.dtype, forward: Callable[..., Any]) -> None:
-        """For weights that lie elsewhere, or in another dtype, than where they compute: `forward` gathers them."""
+    def placed(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        forward: Callable[..., Any],
+        head: Callable[[], Head] | None = None,
+    ) -> None:
+        """For weights that lie elsewhere, or in another dtype, than where they compute: `forward` gathers them.
+        `head` is asked for the head of an output layer that lies in parts."""
         self.device, self.dtype = device, dtype
         self._forward = self._forward_of_scores = forward
+        self._head_in_parts = head
 
     def named_trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
@@ -185,8 +195,10 @@ class Network:
         return ""
 
     @property
-    def head(self) -> Callable[[Tensor], Tensor]:
+    def head(self) -> Head:
         """[N,D] -> [N,V] logits; a `LinearHead` where the output layer is its weights and nothing else."""
+        if self._head_in_parts is not None:
+            return self._head_in_parts()
         # Adapters, sharding, quantization and parametrizations each bring a class of their own.
         if type(self.output) is nn.Linear and not self.output._forward_hooks and not self.output._forward_pre_hooks:
             return LinearHead(self.output.weight, self.output.bias, self.scale, self.softcap)

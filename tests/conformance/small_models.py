@@ -11,6 +11,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    Olmo2Config,
     OlmoeConfig,
     Qwen2Config,
     Qwen3Config,
@@ -57,6 +58,9 @@ OTHERS = {
         sliding_window=4,
         layer_types=["sliding_attention", "full_attention"],
     ),
+    "qwen3-even-tied": Qwen3Config(**{**SHAPE, "vocab_size": 32}, tie_word_embeddings=True),
+    "qwen3-even-untied": Qwen3Config(**{**SHAPE, "vocab_size": 32}, tie_word_embeddings=False),
+    "olmo2": Olmo2Config(**{k: v for k, v in SHAPE.items() if k != "head_dim"}),
     "mistral-sliding": MistralConfig(**SHAPE, sliding_window=4),
     "qwen3-moe": Qwen3MoeConfig(
         **SHAPE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, decoder_sparse_step=1

@@ -24,6 +24,8 @@ RUNS = {
     "pairs": VARIANTS["pairs of a file"],
     "a rounded sampler": VARIANTS["experts, R3, a sampler in bf16, epochs"],
     "replicated": (("ranks.sharding", "none"), ("collector.refill", True)),
+    "split": (("ranks.tensor_parallel", 2), ("evaluation.prompts", 2), *CURVE[1:]),
+    "split, lora": (("ranks.tensor_parallel", 2), *VARIANTS["lora"]),
     "served": (("sampler", SERVED), ("optimizer.lr", 0.02)),
     "beside": (("sampler", "process"), ("max_policy_lag", 1), ("optimizer.lr", 0.02)),
     "apart": (
@@ -35,6 +37,7 @@ RUNS = {
     "stopped": (*AHEAD, ("max_policy_lag", 2), ("steps", 6)),
     "lost": (*AHEAD, ("checkpoints.every", 4)),
     "http": (*AHEAD, ("max_policy_lag", 2)),
+    "split, half": (("ranks.tensor_parallel", 2), ("steps", 2), ("lora.rank", 2)),
     "half": (("steps", 2),),
     "curve": CURVE,
 }

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
+import pytest
 import torch
 from small_models import network, ragged_step
 from torch.distributed.tensor import DTensor
@@ -12,10 +15,13 @@ from gspo.corrections import OPSM, TokenTIS
 from gspo.dist.building import policy_of, reference_of
 from gspo.dist.config import RanksConfig
 from gspo.dist.ranks import Ranks
+from gspo.dist.shards import Sharded, place
+from gspo.dist.tensor_parallel import TensorParallel
 from gspo.functional import as_terms
 from gspo.models import LoRA, with_lora
 from gspo.objectives import AGRO, DAPO, DPO, EGSW, GRPO, GSPO, REBEL, EntropyBonus, ReferenceKL
 from gspo.objectives.corrected import Corrected
+from gspo.policies import likelihood
 from gspo.policies.causal_lm import TokenScorer
 from gspo.policies.master import AdamW
 from gspo.policies.network import Network
@@ -34,6 +40,7 @@ class Case:
     family: str = "qwen3-tied"
     dtype: torch.dtype = torch.float64
     sharding: str = "full"
+    tensor_parallel: int = 1
     rank: int = 0
     checkpoints: bool = False
     updates: int = 2
@@ -41,8 +48,15 @@ class Case:
     budget: int = 40
     routing: str = "free"
     balance: float = 0.0
+    sampling: Sampling = field(default_factory=Sampling)
+    is_large: bool = False
+    """Log-probs are made as for a large vocabulary."""
 
     def __call__(self, ranks: Ranks) -> Tensors:
+        with patch.object(likelihood, "SMALL_ELEMENTS", 0 if self.is_large else likelihood.SMALL_ELEMENTS):
+            return self._updated(ranks)
+
+    def _updated(self, ranks: Ranks) -> Tensors:
         net = network(self.family, dtype=self.dtype)
         model = with_lora(net.model, LoRA(rank=self.rank), 0) if self.rank else net.model
         if self.rank:  # adapters start at 0: away from there, so that all of them have gradients
@@ -53,14 +67,14 @@ class Case:
         terms = as_terms(self.terms)
         scorer = TokenScorer(
             network=net,
-            scoring=Sampling(),
+            scoring=self.sampling,
             micro_batch_tokens=self.budget,
             layout=self.layout,
             keeps_groups_whole=any(term.traits.keeps_groups_whole for term in terms),
             routing=self.routing,
             balance_coef=self.balance,
         )
-        settings = RanksConfig(sharding=self.sharding)
+        settings = RanksConfig(sharding=self.sharding, tensor_parallel=self.tensor_parallel)
         optimizer = AdamW(lr=1e-3, max_grad_norm=1e-3, weight_decay=0.1)
         policy = policy_of(scorer, optimizer, ranks, settings, CPU)
         if self.rank:
@@ -97,7 +111,7 @@ class Case:
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:
-    return value.full_tensor() if isinstance(value, DTensor) else value.clone()
+    return (value.full_tensor() if isinstance(value, DTensor) else value).clone()
 
 
 CASES: dict[str, Callable[[Ranks], Tensors]] = {
@@ -122,3 +136,62 @@ CASES: dict[str, Callable[[Ranks], Tensors]] = {
     "experts, R2": Case(family="qwen3-moe", routing="R2", balance=0.1),
     "bf16": Case(dtype=torch.bfloat16),
 }
+
+Split = partial(Case, tensor_parallel=2)
+SPLIT: dict[str, Callable[[Ranks], Tensors]] = {
+    "split, ends whole": Split(),
+    "split, tied": Split(family="qwen3-even-tied"),
+    "split, large": Split(family="qwen3-even-tied", is_large=True),
+    "split, large, untied": Split(family="qwen3-even-untied", is_large=True, layout="packed", terms=DPO()),
+    "split, layers kept": Split(family="llama", sharding="gradients", layout="shared_prefix", terms=GRPO()),
+    "split, gathered": Split(family="olmo2"),
+    "split, activations": Split(checkpoints=True, layout="auto", budget=1, groups=5, is_large=True),
+    "split, lora": Split(family="qwen3-even-untied", rank=2, is_large=True),
+    "split, terms": Split(
+        family="qwen3-even-tied", is_large=True, terms=(GSPO(), ReferenceKL(coef=0.1), EntropyBonus(coef=0.1))
+    ),
+    "split, truncated": Split(family="qwen3-even-tied", sampling=Sampling(top_p=0.9, temperature=0.8)),
+    "split, bf16": Split(family="qwen3-even-tied", dtype=torch.bfloat16),
+}
+"""With matrices in two parts."""
+CASES |= SPLIT
+
+
+def placed(ranks: Ranks, family: str = "qwen3-even-untied") -> tuple[Network, Sharded]:
+    net = network(family)
+    return net, place(net, ranks, RanksConfig(tensor_parallel=2), CPU)
+
+
+def held(ranks: Ranks) -> list[float]:
+    """The share of the weights that each rank keeps between passes."""
+    net, _ = placed(ranks)
+    parts = [(p.to_local().numel(), p.numel()) for p in net.model.parameters()]
+    return ranks.everyone(sum(own for own, _ in parts) / sum(all_ for _, all_ in parts))
+
+
+@torch.no_grad()
+def gathered(ranks: Ranks) -> list[bool]:
+    """Whether each rank, with the weights whole, answers to the bit as one process does, alone: no collective is left
+    in the layers; and whether it then answers in parts again."""
+    net, placement = placed(ranks)
+    own, ids = network("qwen3-even-untied"), torch.arange(12)[None]
+
+    def answer(of: Network) -> torch.Tensor:
+        states = of.hidden(ids)[0]
+        return of.head(states)
+
+    with placement.whole():
+        is_equal = ranks.rank != 0 or torch.equal(answer(net), answer(own))
+    is_close = torch.allclose(answer(net), answer(own), rtol=1e-12, atol=1e-12)
+    return ranks.everyone(is_equal and is_close)
+
+
+def doubted(ranks: Ranks) -> list[str]:
+    """What is said of a network that answers otherwise than it did before it was split."""
+    with patch.object(TensorParallel, "_answers", lambda split: torch.full((1,), float(len(split._split)))):
+        with pytest.raises(ValueError) as found:
+            placed(ranks)
+    return ranks.everyone(str(found.value))
+
+
+CHECKS: dict[str, Callable[[Ranks], list]] = {"held": held, "gathered": gathered, "doubted": doubted}

@@ -1,6 +1,5 @@
 """Two ranks over gloo equal one process: gradients, clipped updates, whole runs, checkpoints of either."""
 
-import os
 import subprocess
 import sys
 from itertools import groupby
@@ -9,39 +8,21 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from comparing import ENVIRONMENT, HERE, assert_close_runs, assert_same_updates, many_ranks
 from rank import Served
-from runs import metrics, settings, weights
+from runs import metrics, settings
 from small_runs import RUNS, SERVED
 from spread import CASES
 
-from gspo.dist.ranks import ALONE
 from gspo.samplers import connect
 from gspo.training.run import resume, start
 from gspo.training.state import checkpoints, damage, load_newest
 
-HERE = Path(__file__).parent
-PLACES = [str(HERE), *(str(HERE.parent / name) for name in ("conformance", "resume", "servers"))]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1", "PYTHONPATH": os.pathsep.join(PLACES)}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-FAST = ["clipped, compared", "lora", "turns", "cold", "replicated", "served"]
+FAST = ["clipped, compared", "split", "lora", "turns", "cold", "replicated", "served"]
 AHEAD = ["run:beside", "stopped:stopped", "lost:lost", "http:http"]
 """Jobs that sample beside training."""
-SLOW = ["curve", "phases", "pairs", "a rounded sampler", "apart", "beside, replicated"]
-
-
-def two_ranks(folder: Path, jobs: list[str]) -> dict:
-    """What the jobs give on rank 0."""
-    start = lambda rank: subprocess.Popen(  # noqa: E731
-        [sys.executable, HERE / "rank.py", str(rank), "2", str(folder), *jobs],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    processes = [start(rank) for rank in range(2)]
-    said = [process.communicate(timeout=500)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
-    return torch.load(folder / "results.pt", weights_only=False)
+SLOW = ["split, lora", "curve", "phases", "pairs", "a rounded sampler", "apart", "beside, replicated"]
 
 
 @pytest.fixture(scope="module")
@@ -50,37 +31,13 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     start(settings(folder / "from one", ("steps", 2)))
     jobs = [*CASES, *(f"run:{name}" for name in (*FAST, "half")), *AHEAD, "resume:from one"]
-    return two_ranks(folder, jobs), folder
+    return many_ranks(folder, jobs), folder
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("case", CASES)
 def test_updates_of_two_ranks_are_those_of_one(done, case):
-    two, one = done[0][case], CASES[case](ALONE)
-    assert two.keys() == one.keys()
-    assert all(one[f"{number} norm"] > 1e-3 for number in range(2))  # clipping is at work
-    is_half = CASES[case].dtype == torch.bfloat16
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-2 if is_half else 1e-9, atol=2e-2 if is_half else 1e-11)
-
-
-def lines_of(folder: Path) -> list[dict]:
-    """Metrics without the seconds of the side that sampled."""
-    return [{k: v for k, v in line.items() if not k.startswith("overlap/")} for line in metrics(folder)]
-
-
-def assert_close_runs(one: Path, two: Path) -> None:
-    left, right = lines_of(one), lines_of(two)
-    assert [line.keys() for line in left] == [line.keys() for line in right]
-    for a, b in zip(left, right, strict=True):
-        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
-    ours, theirs = weights(one), weights(two)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        torch.testing.assert_close(theirs[name], ours[name], rtol=1e-4, atol=5e-5)
-    names = lambda folder: sorted(str(p.relative_to(folder)) for p in folder.glob("*/step_*.*"))  # noqa: E731
-    assert names(one) == names(two)
-    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+    assert_same_updates(done[0][case], case)
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -165,7 +122,7 @@ def test_a_damaged_shard_is_found(done, tmp_path):
 
 @pytest.mark.slow
 def test_longer_runs_of_two_ranks_are_those_of_one(tmp_path):
-    two_ranks(tmp_path, [f"run:{name}" for name in SLOW])
+    many_ranks(tmp_path, [f"run:{name}" for name in SLOW])
     for name in SLOW:
         start(settings(tmp_path / "one" / name, *RUNS[name], ("device", "cpu")))
         assert_close_runs(tmp_path / "one" / name, tmp_path / name)
