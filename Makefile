@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # One thread for tests and tiny models: with another busy process two OpenMP threads can be 10-30 times slower.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: train test test-vllm test-ray check-slow check-environments lint bench-step bench-step-smollm2 bench-memory bench-sampler bench-ranks bench-prefix bench-vllm bench-overlap bench-gpu record-smollm2 record-two-words reproduce-gspo record-objectives record-drafts record-turn-forks record-veripo record-tools record-espo record-representation record-images record-moe record-faults docs-check clean
+.PHONY: train test test-vllm test-ray check-slow check-environments lint bench-step bench-step-smollm2 bench-memory bench-sampler bench-ranks bench-prefix bench-vllm bench-overlap bench-gpu record-smollm2 record-two-words reproduce-gspo record-objectives record-drafts record-turn-forks record-veripo record-tools record-espo record-representation record-images record-moe record-faults clean
 
 train: .make/run
 	$(BIN)/gspo train $(ARGS)
