@@ -9,7 +9,7 @@ experts, 2507.18071 section 5.4 for precision):
 | stale weights | the policy's weights are moved and brought to the sampler: do its log-probs follow? |
 | stale prefix cache | the same with prompts that it has seen before the move, and with these read backwards |
 | sampling support | the same tokens scored under temperature alone, and under the model's own distribution |
-| tokens | completions as ids -> text -> ids; and how often honest sampling here writes a text in another way |
+| tokens | completions drawn hot, as ids -> text -> ids: honest sampling writes most texts in another way |
 | expert routing | the same tokens scored again through the experts that the sampler recorded |
 | precision | the same tokens scored one row at a time, and by weights in the other precision |
 """
@@ -26,13 +26,14 @@ from torch import Tensor
 from gspo.collectors.source import GroupSource
 from gspo.policies.causal_lm import TokenScorer
 from gspo.policies.network import Network
+from gspo.samplers.base import SampleRequest
 from gspo.samplers.copied import copy_of
 from gspo.samplers.in_process import InProcess
 from gspo.sampling import Sampling
 from gspo.training.batch import assemble, flatten
 from gspo.training.experts import share_changed
 from gspo.training.parts import Parts
-from gspo.types import Group, Step
+from gspo.types import Completion, Group, Step
 
 NOISES = (0.003, 0.01, 0.03, 0.1, 0.3)
 """What is added to all weights and taken away again, against their mean size: the least that moves log-probs enough.
@@ -42,6 +43,10 @@ MOVES = 10.0
 LEAST_MOVE = 0.1
 FOLLOWS = 4.0
 """An experiment takes a gap away where it is smaller by this factor behind it."""
+HOT = 2.0
+"""Temperature at which completions are so odd that hardly a text is written as an encoder would write it."""
+CHANCE = 1e-3
+"""Of a sampler whose completions are as odd as ours showing none."""
 LEAST = 1e-4
 """Nats below which a gap is rounding in float32."""
 OTHER_PRECISION = 3.0
@@ -97,7 +102,7 @@ class Doctor:
         """The gap at equal weights, and every cause."""
         self._sync()
         now = self._asked(self.rows, step=0)
-        findings = [*self._weights(now), self._support(now), self._tokens(now), self._experts(now)]
+        findings = [*self._weights(now), self._support(now), self._tokens(), self._experts(now)]
         named = any(finding.verdict == "cause" for finding in findings)
         return now, [*findings, self._precision(now, named)]
 
@@ -179,41 +184,51 @@ class Doctor:
             else "its log-probs are of the distribution that is drawn from",
         )
 
-    def _tokens(self, now: Examined) -> Finding:
-        """Whether the ids are those that were drawn."""
-        here = self._drawn_here()
-        other_here, other = self._written_otherwise(here), self._written_otherwise(now.groups)
-        measured = f"{other:.0%} of its completions have other tokens than their text, {other_here:.0%} of ours"
-        live = now.step.mask.any(dim=1)
-        rows = now.gap.sum(dim=1) / now.step.mask.sum(dim=1).clamp(min=1)
-        off = live & (rows > max(FOLLOWS * self._floor(now), LEAST))
-        rest = now.gap[~off].sum() / now.step.mask[~off].sum().clamp(min=1)
-        # Some completions, and the others have hardly a gap; what is off in all of them is another matter.
-        is_cause = other < other_here and bool(off.any() and (live & ~off).any()) and rest.item() < now.mean / 2
+    def _tokens(self) -> Finding:
+        """Whether the ids are those that were drawn: few of hot ones are as an encoder would write their text."""
+        hot = self._requests(temperature=HOT, top_p=1.0, top_k=0)
+        network, renderer = self.parts.policy.network, self.parts.renderer
+        own = InProcess(network, renderer.stop_ids, renderer.pad_id, self.parts.config.sampler_rows)
+        own_share, share = (self._written_otherwise(each.sample(hot)) for each in (own, self.parts.sampler))
+        number = sum(request.n for request in hot)
+        is_cause = share < own_share / FOLLOWS and (1.0 - own_share) ** number < CHANCE
         if is_cause:
-            sentence = (
-                "its tokens are its texts read again, not those that were drawn: "
-                f"{off[live].float().mean():.0%} of the completions have log-probs of other tokens"
-            )
-        elif other_here == 0:
+            sentence = "its tokens are its texts read again, not those that were drawn: their log-probs are of others"
+        elif own_share == 0:
             sentence = "here every text has one way of being written, so ids cannot drift"
         else:
             sentence = "ids are those that were drawn; prompts go to it as ids, so no template comes between"
-        return Finding(cause="tokens", verdict="cause" if is_cause else "fine", measured=measured, sentence=sentence)
+        return Finding(
+            cause="tokens",
+            verdict="cause" if is_cause else "fine",
+            measured=f"at temperature {HOT:g} {share:.0%} of {number} completions have other tokens than their text, "
+            f"{own_share:.0%} of ours",
+            sentence=sentence,
+        )
 
-    def _drawn_here(self) -> tuple[Group, ...]:
-        """Completions of the same prompts by the policy's own network."""
-        renderer = self.parts.renderer
-        assert isinstance(self.parts.source, GroupSource)
-        network = self.parts.policy.network
-        sampler = InProcess(network, renderer.stop_ids, renderer.pad_id, self.parts.config.sampler_rows)
-        own = replace(self.parts.source, sampler=sampler, failure_limit=1.0, overlap_rewards=False)
-        return own.wave(self.rows, 0).groups
+    def _requests(self, **sampling: Any) -> list[SampleRequest]:
+        """For the prompts, under other settings of sampling."""
+        source = self.parts.source
+        assert isinstance(source, GroupSource)
+        read = [(number, *self.parts.renderer.read(row)) for number, row in self.rows]
+        asked = replace(source.sampling, **sampling)
+        return [
+            SampleRequest(
+                prompt_ids=ids,
+                n=source.group_size,
+                seed=source.seed,
+                step=2,
+                prompt_id=n,
+                sampling=asked,
+                inputs=inputs,
+            )
+            for n, ids, inputs in read
+        ]
 
-    def _written_otherwise(self, groups: Sequence[Group]) -> float:
+    def _written_otherwise(self, groups: Sequence[Sequence[Completion]]) -> float:
         """Share of completions whose ids are not what their text is encoded to."""
         renderer = self.parts.renderer
-        found = [rollout.completion.ids for group in groups for rollout in group.rollouts]
+        found = [completion.ids for group in groups for completion in group]
         bare = [ids[:-1] if ids and ids[-1] in renderer.stop_ids else ids for ids in found]
         again = [tuple(renderer.encode(renderer.text(ids), special=False)) if ids else () for ids in bare]
         return sum(a != b for a, b in zip(bare, again, strict=True)) / len(bare)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -318,6 +318,22 @@ def causes(server: Started, dialect: VLLM | None = None, *more: str) -> list[str
     return [each.cause for each in found if each.verdict == "cause"]
 
 
+@dataclass(frozen=True)
+class ReadsAgain(VLLM):
+    """Takes texts, and encodes them: beside the log-probs of the ids that were drawn."""
+
+    tokenizer: object = None
+
+    def answers(self, link, ask):
+        return [self._read(answer, ask.stop_ids) for answer in super().answers(link, ask)]
+
+    def _read(self, answer, stop_ids):
+        end = answer.ids[-1:] if answer.ids[-1] in stop_ids else ()
+        text = self.tokenizer.decode(answer.ids[: len(answer.ids) - len(end)])
+        ids = (*self.tokenizer(text, add_special_tokens=False)["input_ids"], *end)
+        return replace(answer, ids=ids, logprobs=(*answer.logprobs, *(0.0,) * len(ids))[: len(ids)])
+
+
 LONG_PROMPTS = ("--data.task", "reasoning_gym/chain_sum", "--data.options.shots", "4")
 WARM = ("--sampling.temperature", "1.2", "--sampling.max_completion_tokens", "24", "--group_size", "4")
 
@@ -338,6 +354,12 @@ def test_the_doctor_names_another_precision(smollm2):
 def test_the_doctor_names_prefixes_of_old_weights(smollm2):
     """Prompts of more than a block of 128 tokens."""
     assert causes(smollm2, KeepsOldPrefixes(), *LONG_PROMPTS, *WARM) == ["stale prefix cache"]
+
+
+def test_the_doctor_names_tokens_that_were_read_again(smollm2):
+    tokenizer = parts_of(smollm2).loaded.tokenizer
+    assert "tokens" in causes(smollm2, ReadsAgain(tokenizer=tokenizer), *WARM)
+    assert "tokens" not in causes(smollm2, None, *WARM)
 
 
 def test_log_probs_of_another_distribution(tmp_path, capsys, monkeypatch):
