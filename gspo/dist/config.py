@@ -19,21 +19,22 @@ class RanksConfig:
     tensor_parallel: int = 1
     """Ranks that split the matrices of a layer, as transformers' plan for the model says; they see the same rows."""
     context_parallel: int = 1
-    """Ranks that split a sequence; only 1 is allowed."""
+    """Ranks that share the tokens of every row, and in attention its heads; they see the same rows."""
     deadline: float = 1800.0
     """Seconds that ranks wait for each other before the run ends: longer than the slowest reward or environment."""
 
+    @property
+    def sees_alike(self) -> int:
+        """Ranks that see the same rows."""
+        return self.tensor_parallel * self.context_parallel
+
     def __post_init__(self) -> None:
         at_least(self, "ranks.", 1, "tensor_parallel", "context_parallel", "deadline")
-        if self.tensor_parallel > 1 and self.sharding == "none":
-            raise ValueError(
-                f'ranks.tensor_parallel = {self.tensor_parallel} splits matrices, and ranks.sharding = "none" keeps them '
-                'whole; use ranks.sharding = "full" or "gradients"'
-            )
-        if self.context_parallel > 1:
-            raise ValueError(
-                f"ranks.context_parallel = {self.context_parallel}: torch splits plain causal attention, not rows of "
-                "several sequences under a mask; use checkpoint_activations and a smaller micro_batch_tokens"
-            )
+        for name in ("tensor_parallel", "context_parallel"):
+            if getattr(self, name) > 1 and self.sharding == "none":
+                raise ValueError(
+                    f"ranks.{name} = {getattr(self, name)} goes with weights in shards, and ranks.sharding = "
+                    '"none" keeps them whole; use ranks.sharding = "full" or "gradients"'
+                )
         if self.cpu_offload and self.sharding == "none":
             raise ValueError('ranks.cpu_offload moves shards, and ranks.sharding = "none" has none; use "full"')

@@ -130,9 +130,10 @@ class Team:
 
         if dist.is_initialized():
             return
-        if self.size % settings.tensor_parallel:
+        if self.size % settings.sees_alike:
             raise ValueError(
-                f"ranks.tensor_parallel = {settings.tensor_parallel} does not divide the {self.size} ranks of this run"
+                f"ranks.tensor_parallel = {settings.tensor_parallel} times ranks.context_parallel = "
+                f"{settings.context_parallel} does not divide the {self.size} ranks of this run"
             )
         kind = _device_kind(device)
         if kind == "cuda":

@@ -7,8 +7,8 @@ mean is switched off, and nothing is undone afterwards.
 Weights that are trained beside frozen ones (adapters) are few: they stay whole on every rank, and what is sharded is
 the frozen rest.
 
-With tensor parallelism ranks that follow each other see the same rows, each with its part of every matrix
-(`gspo.dist.tensor_parallel`); those parts are what FSDP2 shards over the ranks that see other rows.
+Ranks that follow each other may see the same rows: each with its part of every matrix (`gspo.dist.tensor_parallel`),
+whose parts FSDP2 then shards over the others; or each with its part of the tokens (`gspo.dist.context_parallel`).
 """
 
 import copy
@@ -33,6 +33,7 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gspo.dist.config import RanksConfig
+from gspo.dist.context_parallel import ContextParallel, refuse_unspread
 from gspo.dist.ranks import Ranks
 from gspo.dist.split_layers import here
 from gspo.dist.tensor_parallel import TensorParallel
@@ -100,16 +101,21 @@ class Sharded:
     def __init__(self, network: Network, ranks: Ranks, settings: RanksConfig, device: torch.device) -> None:
         refuse_unknown(network)
         self.network, self.ranks = network, ranks
+        alike = settings.sees_alike
         mesh = mesh_of(device, ranks.size, settings.tensor_parallel)
         self.mesh = mesh["data"]
-        self.share, self.shares = self.mesh.get_local_rank(), self.mesh.size()
+        self.share, self.shares, self.speaks = ranks.rank // alike, ranks.size // alike, ranks.rank % alike == 0
         self._empty = without_values(network.model)
         self.keeps_gathered = settings.sharding == "gradients"
         # What is found out by running the network is found out while it is whole.
         _ = network.routers, network.shape, network.refusal
         computes_in = network.dtype
         self.tensor = TensorParallel(network, mesh["tensor"]) if settings.tensor_parallel > 1 else None
-        self.speaks = self.tensor is None or self.tensor.rank == 0
+        self.context = None
+        if settings.context_parallel > 1:
+            refuse_unspread(network, settings.context_parallel, settings.tensor_parallel)
+            self.context = ContextParallel(context_of(ranks, settings))
+        expected = answers(network) if alike > 1 else None
         self.root = base_of_model(network.model)
         named = dict(network.model.named_parameters())
         trained = {p for p in named.values() if p.requires_grad}
@@ -144,8 +150,9 @@ class Sharded:
         network.placed(device, computes_in, self._entrance(network), self.tensor and self.tensor.head)
         with torch.no_grad():  # FSDP takes the module that runs first for the root
             network.hidden(torch.zeros((1, 1), dtype=torch.long, device=device))
-            if self.tensor is not None:
-                self.tensor.check()
+        network.spread = self.context
+        if expected is not None:
+            refuse_changed(network, expected)
         self.rest()
 
     def _entrance(self, network: Network) -> Any:
@@ -160,10 +167,12 @@ class Sharded:
         self.root.set_reshard_after_forward(False)
         for group in self.groups:
             group.unshard()
+        self.network.spread = None
         try:
             with nullcontext() if self.tensor is None else self.tensor.whole():
                 yield
         finally:
+            self.network.spread = self.context
             for group in self.groups:
                 group.reshard()
             self.root.set_reshard_after_forward(not self.keeps_gathered)
@@ -211,6 +220,36 @@ def mesh_of(device: torch.device, size: int, tensor_parallel: int = 1) -> Device
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     shape = (size // tensor_parallel, tensor_parallel)
     return init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor"))
+
+
+def context_of(ranks: Ranks, settings: RanksConfig) -> Any:
+    """The group that shares this rank's tokens; all ranks make all groups."""
+    context, tensor = settings.context_parallel, settings.tensor_parallel
+    groups = [
+        dist.new_group([first + tensor * i for i in range(context)])
+        for block in range(0, ranks.size, context * tensor)
+        for first in range(block, block + tensor)
+    ]
+    return next(group for group in groups if group != dist.GroupMember.NON_GROUP_MEMBER)
+
+
+@torch.no_grad()
+def answers(network: Network) -> Tensor:
+    """[8,V] logits of a short row."""
+    ids = torch.arange(8, device=network.device)[None] % network.vocabulary
+    states = network.hidden(ids)[0]  # the head lies as it does behind a pass
+    return network.head(states).float().cpu()
+
+
+def refuse_changed(network: Network, expected: Tensor) -> None:
+    """Raises ValueError where the network does not answer as it did whole; a call of all ranks."""
+    gap = (answers(network) - expected).abs().max().item()
+    tolerance = 1e-3 if network.dtype in (torch.float32, torch.float64) else 0.1
+    if not gap <= tolerance * max(1.0, expected.abs().max().item()):
+        raise ValueError(
+            f"{network.config.model_type} in parts answers otherwise than whole (logits differ by {gap:.2g}); set "
+            "ranks.tensor_parallel = 1 and ranks.context_parallel = 1"
+        )
 
 
 def _add_up(masters: Collection[Tensor], add_up: Callable[[Iterable[Tensor]], None]) -> None:

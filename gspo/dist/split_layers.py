@@ -148,7 +148,7 @@ class SplitHead:
     ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
         """`LinearHead.token_logprobs`. With the logits l of rank r, L_r their logsumexp, H_r their entropy:
 
-            L = log sum_r exp L_r        H = L - sum_r exp(L_r - L) (L_r - H_r)
+        L = log sum_r exp L_r        H = L - sum_r exp(L_r - L) (L_r - H_r)
         """
         where = torch.arange(len(ids), device=ids.device) if position is None else position
         own = ids - dist.get_rank(self.group) * len(self.part.weight)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gspo.policies.layouts import Layout, LayoutName, lay_out
 from gspo.policies.likelihood import token_logprobs
@@ -93,18 +93,21 @@ class TokenScorer:
             states = self.network.hidden(layout.ids, layout.positions, layout.attention, routes)
         row, unit = part.mask.nonzero(as_tuple=True)
         chosen = torch.tensor([payload.completion[r][u] for r, u in zip(row.tolist(), unit.tolist(), strict=True)])
-        # Completions that part behind a token are predicted by the same one: its logits are made once.
-        places, position = layout.predicts[row, unit].unique(return_inverse=True)
-        hidden = states.flatten(0, 1)[places]
-        logprobs, entropies = token_logprobs(
-            self.network.head,
-            hidden,
-            chosen.to(device),
-            self.scoring,
-            entropy,
-            vocabulary=self.network.vocabulary,
-            position=position,
-        )
+
+        def of(own: slice) -> tuple[Tensor, Tensor]:
+            # Completions that part behind a token are predicted by the same one: its logits are made once.
+            places, position = layout.predicts[row[own], unit[own]].unique(return_inverse=True)
+            return token_logprobs(
+                self.network.head,
+                states.flatten(0, 1)[places],
+                chosen[own].to(device),
+                self.scoring,
+                entropy,
+                vocabulary=self.network.vocabulary,
+                position=position,
+            )
+
+        logprobs, entropies = self.network.by_units(len(chosen), of)
         blank = torch.zeros(part.mask.shape, dtype=logprobs.dtype, device=device)
         scores = Scores(
             logprobs=blank.index_put((row, unit), logprobs), entropy=blank.index_put((row, unit), entropies)

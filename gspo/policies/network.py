@@ -7,7 +7,7 @@ compared with the model's own logits; a model that treats its logits in a way no
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,24 @@ from gspo.policies.likelihood import Head
 from gspo.policies.linear_head import LinearHead, shape_logits
 from gspo.policies.prefixes import Ids, pack
 from gspo.policies.prompt_images import PromptImages, seen, text_model
-from gspo.policies.routing import Pass, Routers, experts_of, find_routers
+from gspo.policies.routing import ExpertLayers, Pass, Routers, experts_of, find_routers
 from gspo.policies.tree_attention import MaskedRows
+
+
+class SpreadTokens(Protocol):
+    """Ranks that each run some tokens of every row."""
+
+    def own(
+        self, ids: Tensor, positions: Tensor | None, attention: Attention | None
+    ) -> tuple[Tensor, Tensor, Attention]:
+        """What this rank runs of [R,L] rows."""
+        ...
+
+    def together(self, hidden: Tensor, length: int) -> Tensor:
+        """[R,L,D] from what each rank ran."""
+        ...
+
+    def shared(self, count: int, work: Callable[[slice], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]: ...
 
 
 class Network:
@@ -38,6 +54,8 @@ class Network:
         self._forward_of_scores = self.body
         """Without gradient."""
         self._head_in_parts: Callable[[], Head] | None = None
+        self.spread: SpreadTokens | None = None
+        """How the tokens of a row lie on ranks, where they do not all run here."""
         self.output = base.get_output_embeddings()
         self.softcap = getattr(self.config, "final_logit_softcapping", None)
         # Cohere multiplies its logits, Granite divides them.
@@ -85,11 +103,18 @@ class Network:
         each layer keeps its input only and is computed again in the backward pass. The routers of a mixture of experts
         ask `routes`.
         """
+        length, spread = ids.shape[1], self.spread
+        if spread is not None:
+            ids, positions, attention = spread.own(ids, positions, attention)
         given = {} if attention is None else {"gspo_attention": attention}
         with self._attending(attention), self._routed(routes), self._checkpointing(attention, routes):
             forward = self._forward if torch.is_grad_enabled() else self._forward_of_scores
             out = forward(**self._read(ids), position_ids=positions, use_cache=False, **given)
-        return out.last_hidden_state
+        return out.last_hidden_state if spread is None else spread.together(out.last_hidden_state, length)
+
+    def by_units(self, count: int, work: Callable[[slice], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Two values for each of `count` units: `work` is given those that are this rank's."""
+        return work(slice(None)) if self.spread is None else self.spread.shared(count, work)
 
     def seeing(
         self, prompts: Sequence[Ids], inputs: Sequence[Any] | None, is_trained: bool = True
@@ -145,6 +170,11 @@ class Network:
         if not experts or self.is_compiled:
             return None
         return find_routers(self.body, experts, self.vocabulary, self.device)
+
+    @property
+    def expert_layers(self) -> ExpertLayers | None:
+        """Of a mixture of experts, where each router has a numbered layer of its own."""
+        return None if self.routers is None else ExpertLayers.of(self.body, self.routers, self.config.num_hidden_layers)
 
     @property
     def no_routers(self) -> str:

@@ -60,6 +60,7 @@ OTHERS = {
     ),
     "qwen3-even-tied": Qwen3Config(**{**SHAPE, "vocab_size": 32}, tie_word_embeddings=True),
     "qwen3-even-untied": Qwen3Config(**{**SHAPE, "vocab_size": 32}, tie_word_embeddings=False),
+    "qwen3-even-wide": Qwen3Config(**{**SHAPE, "vocab_size": 32, "num_key_value_heads": 4}, tie_word_embeddings=True),
     "olmo2": Olmo2Config(**{k: v for k, v in SHAPE.items() if k != "head_dim"}),
     "mistral-sliding": MistralConfig(**SHAPE, sliding_window=4),
     "qwen3-moe": Qwen3MoeConfig(

@@ -1,8 +1,8 @@
 """One of the processes of a test: python rank.py RANK SIZE FOLDER JOB ...; rank 0 writes FOLDER/results.pt.
 
-A job is a case or a check of `spread.py`; or `run:NAME`, a small run in FOLDER/NAME; or `resume:NAME`, of one that is there.
-`stopped:NAME` ends after three steps, `lost:NAME` loses its sampler in the batch of step 3, and both go on; `http:NAME`
-has an imitated vLLM server.
+A job is a case or a check of `spread.py`; or `run:NAME`, a small run in FOLDER/NAME; or `resume:NAME`, of one that is
+there. `stopped:NAME` ends after three steps, `lost:NAME` loses its sampler in the batch of step 3, and both go on;
+`http:NAME` has an imitated vLLM server.
 """
 
 import copy
@@ -15,7 +15,7 @@ import torch
 from fake_servers import FakeVLLM, serving
 from runs import settings
 from small_runs import RUNS
-from spread import CASES, CHECKS
+from spread import CASES, CHECKS, FOUR
 
 from gspo.dist.config import RanksConfig
 from gspo.dist.policy import RankedPolicy
@@ -107,7 +107,7 @@ def done(job: str, folder: Path, ranks: Ranks) -> object:
     kind, _, name = job.partition(":")
     if kind == "resume":
         return resume(folder / name, [("steps", 4)], Given(ranks=ranks), plain=True).is_finished
-    return KINDS[kind](folder, name, ranks) if name else {**CASES, **CHECKS}[job](ranks)
+    return KINDS[kind](folder, name, ranks) if name else {**CASES, **FOUR, **CHECKS}[job](ranks)
 
 
 def main(rank: int, size: int, folder: Path, jobs: list[str]) -> None:

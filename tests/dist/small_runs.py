@@ -25,6 +25,8 @@ RUNS = {
     "a rounded sampler": VARIANTS["experts, R3, a sampler in bf16, epochs"],
     "replicated": (("ranks.sharding", "none"), ("collector.refill", True)),
     "split": (("ranks.tensor_parallel", 2), ("evaluation.prompts", 2), *CURVE[1:]),
+    "tokens": (("ranks.context_parallel", 2), ("policy.layout", "shared_prefix"), *CURVE[1:]),
+    "tokens, ahead": (("ranks.context_parallel", 2), ("sampler", "process"), ("max_policy_lag", 1), ("lora.rank", 2)),
     "split, lora": (("ranks.tensor_parallel", 2), *VARIANTS["lora"]),
     "served": (("sampler", SERVED), ("optimizer.lr", 0.02)),
     "beside": (("sampler", "process"), ("max_policy_lag", 1), ("optimizer.lr", 0.02)),

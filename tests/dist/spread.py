@@ -10,13 +10,14 @@ import pytest
 import torch
 from small_models import network, ragged_step
 from torch.distributed.tensor import DTensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gspo.corrections import OPSM, TokenTIS
+from gspo.dist import shards
 from gspo.dist.building import policy_of, reference_of
 from gspo.dist.config import RanksConfig
 from gspo.dist.ranks import Ranks
 from gspo.dist.shards import Sharded, place
-from gspo.dist.tensor_parallel import TensorParallel
 from gspo.functional import as_terms
 from gspo.models import LoRA, with_lora
 from gspo.objectives import AGRO, DAPO, DPO, EGSW, GRPO, GSPO, REBEL, EntropyBonus, ReferenceKL
@@ -41,6 +42,7 @@ class Case:
     dtype: torch.dtype = torch.float64
     sharding: str = "full"
     tensor_parallel: int = 1
+    context_parallel: int = 1
     rank: int = 0
     checkpoints: bool = False
     updates: int = 2
@@ -74,7 +76,9 @@ class Case:
             routing=self.routing,
             balance_coef=self.balance,
         )
-        settings = RanksConfig(sharding=self.sharding, tensor_parallel=self.tensor_parallel)
+        settings = RanksConfig(
+            sharding=self.sharding, tensor_parallel=self.tensor_parallel, context_parallel=self.context_parallel
+        )
         optimizer = AdamW(lr=1e-3, max_grad_norm=1e-3, weight_decay=0.1)
         policy = policy_of(scorer, optimizer, ranks, settings, CPU)
         if self.rank:
@@ -155,25 +159,51 @@ SPLIT: dict[str, Callable[[Ranks], Tensors]] = {
 }
 """With matrices in two parts."""
 CASES |= SPLIT
+Tokens = partial(Case, context_parallel=2)
+TOKENS: dict[str, Callable[[Ranks], Tensors]] = {
+    "tokens": Tokens(),
+    "tokens, packed": Tokens(family="qwen3-untied", layout="packed", terms=DPO(), is_large=True),
+    "tokens, shared": Tokens(family="llama", sharding="gradients", layout="shared_prefix", terms=GRPO()),
+    "tokens, sliding": Tokens(family="mistral-sliding"),
+    "tokens, activations": Tokens(checkpoints=True, layout="auto", budget=1, groups=5, is_large=True),
+    "tokens, lora": Tokens(rank=2, is_large=True),
+    "tokens, terms": Tokens(terms=(GSPO(), ReferenceKL(coef=0.1), EntropyBonus(coef=0.1))),
+    "tokens, bf16": Tokens(dtype=torch.bfloat16, layout="packed"),
+}
+"""With the tokens of a row in two parts."""
+CASES |= TOKENS
+FOUR = {"both": Split(context_parallel=2, family="qwen3-even-wide", is_large=True, layout="shared_prefix")}
+"""For four ranks."""
 
 
-def placed(ranks: Ranks, family: str = "qwen3-even-untied") -> tuple[Network, Sharded]:
-    net = network(family)
-    return net, place(net, ranks, RanksConfig(tensor_parallel=2), CPU)
+def placed(ranks: Ranks, **settings: int) -> tuple[Network, Sharded]:
+    net = network("qwen3-even-untied")
+    return net, place(net, ranks, RanksConfig(**settings), CPU)
 
 
 def held(ranks: Ranks) -> list[float]:
     """The share of the weights that each rank keeps between passes."""
-    net, _ = placed(ranks)
+    net, _ = placed(ranks, tensor_parallel=2)
     parts = [(p.to_local().numel(), p.numel()) for p in net.model.parameters()]
     return ranks.everyone(sum(own for own, _ in parts) / sum(all_ for _, all_ in parts))
 
 
 @torch.no_grad()
-def gathered(ranks: Ranks) -> list[bool]:
+def ran(ranks: Ranks) -> list[tuple[int, tuple]]:
+    """How many tokens each rank's layers run of a row of 13, and the hidden states that all of them then have."""
+    net, _ = placed(ranks, context_parallel=2)
+    seen: list[int] = []
+    first = next(m for m in net.body.modules() if isinstance(m, GradientCheckpointingLayer))
+    first.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    states = net.hidden(torch.arange(13)[None])
+    return ranks.everyone((seen, tuple(states.shape)))
+
+
+@torch.no_grad()
+def gathered(ranks: Ranks, **settings: int) -> list[bool]:
     """Whether each rank, with the weights whole, answers to the bit as one process does, alone: no collective is left
     in the layers; and whether it then answers in parts again."""
-    net, placement = placed(ranks)
+    net, placement = placed(ranks, **settings)
     own, ids = network("qwen3-even-untied"), torch.arange(12)[None]
 
     def answer(of: Network) -> torch.Tensor:
@@ -188,10 +218,16 @@ def gathered(ranks: Ranks) -> list[bool]:
 
 def doubted(ranks: Ranks) -> list[str]:
     """What is said of a network that answers otherwise than it did before it was split."""
-    with patch.object(TensorParallel, "_answers", lambda split: torch.full((1,), float(len(split._split)))):
-        with pytest.raises(ValueError) as found:
-            placed(ranks)
+    said = iter((0.0, 1.0))
+    with patch.object(shards, "answers", lambda net: torch.full((1,), next(said))), pytest.raises(ValueError) as found:
+        placed(ranks, tensor_parallel=2)
     return ranks.everyone(str(found.value))
 
 
-CHECKS: dict[str, Callable[[Ranks], list]] = {"held": held, "gathered": gathered, "doubted": doubted}
+CHECKS: dict[str, Callable[[Ranks], list]] = {
+    "held": held,
+    "ran": ran,
+    "gathered": partial(gathered, tensor_parallel=2),
+    "gathered tokens": partial(gathered, context_parallel=2),
+    "doubted": doubted,
+}

@@ -48,8 +48,8 @@ def test_ranks_are_those_of_torchrun():
 @pytest.mark.parametrize(
     "wrong, line",
     [
-        ({"tensor_parallel": 2, "sharding": "none"}, r"ranks.tensor_parallel = 2 splits .* use ranks.sharding"),
-        ({"context_parallel": 4}, r"ranks.context_parallel = 4: .* use checkpoint_activations"),
+        ({"tensor_parallel": 2, "sharding": "none"}, r"ranks.tensor_parallel = 2 goes with .* use ranks.sharding"),
+        ({"context_parallel": 4, "sharding": "none"}, r"ranks.context_parallel = 4 goes with .* use ranks.sharding"),
         ({"sharding": "none", "cpu_offload": True}, r'"none" has none; use "full"'),
         ({"deadline": 0.5}, "ranks.deadline is 0.5; it must be at least 1"),
     ],

@@ -1,20 +1,24 @@
-"""Matrices split over two ranks, whose parts two more shard: four ranks equal one process."""
+"""Matrices, or the tokens of rows, in two parts, which two more ranks shard or share: four ranks equal one process."""
 
 import copy
 
 import pytest
+import torch
 from comparing import assert_close_runs, assert_same_updates, many_ranks
 from runs import metrics, settings
 from small_models import network
 from small_runs import RUNS
+from spread import CHECKS
 
 from gspo.dist.config import RanksConfig
+from gspo.dist.context_parallel import CausalRows, refuse_unspread
 from gspo.dist.ranks import Team
 from gspo.dist.tensor_parallel import plan_of
+from gspo.policies.attention import Layer
 from gspo.training.run import resume, start
 from gspo.training.state import checkpoints, load_newest
 
-CASES = ["split, large", "split, large, untied", "split, lora", "split, activations"]
+CASES = ["split, large", "split, large, untied", "split, lora", "split, activations", "tokens", "tokens, lora", "both"]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +26,7 @@ def done(tmp_path_factory):
     """Everything that four ranks do: (results by job, their folder)."""
     folder = tmp_path_factory.mktemp("four")
     start(settings(folder / "from one", ("steps", 2), ("ranks.tensor_parallel", 2)))
-    jobs = [*CASES, "held", "gathered", "doubted", "run:split, half", "resume:from one"]
+    jobs = [*CASES, *CHECKS, "run:split, half", "resume:from one"]
     return many_ranks(folder, jobs, 4), folder
 
 
@@ -36,13 +40,18 @@ def test_each_rank_keeps_its_part_alone(done):
     assert done[0]["held"] == pytest.approx([0.25] * 4, rel=0.02)
 
 
-def test_a_rank_answers_alone_while_weights_are_gathered(done):
-    assert done[0]["gathered"] == [True] * 4
+def test_each_rank_runs_its_part_of_the_tokens(done):
+    assert done[0]["ran"] == [([7], (1, 13, 32))] * 4
+
+
+@pytest.mark.parametrize("how", ["gathered", "gathered tokens"])
+def test_a_rank_answers_alone_while_weights_are_gathered(done, how):
+    assert done[0][how] == [True] * 4
 
 
 def test_a_network_that_answers_otherwise_when_split_is_refused(done):
     said = done[0]["doubted"]
-    assert all("qwen3 split by transformers' plan answers otherwise than whole" in line for line in said)
+    assert all("qwen3 in parts answers otherwise than whole (logits differ by 1)" in line for line in said)
 
 
 def test_checkpoints_of_parts_are_read_by_one_process(done, tmp_path):
@@ -94,7 +103,42 @@ def test_a_plan_is_followed_where_ranks_divide_all_of_it():
     assert planned("qwen3-tied", 2)["layers.*.self_attn.q_norm"] == "replicated_with_grad_allreduce"
 
 
-def test_ranks_that_cannot_be_paired_are_refused_before_they_meet():
-    line = "ranks.tensor_parallel = 2 does not divide the 3 ranks of this run"
+@pytest.mark.parametrize(
+    "family, size, split, line",
+    [
+        ("qwen3-tied", 4, 1, r"ranks.context_parallel = 4 does not divide num_key_value_heads = 2 of qwen3"),
+        ("qwen3-tied", 2, 2, r"= 2 times ranks.tensor_parallel = 2 does not divide num_key_value_heads = 2"),
+        ("qwen3-moe", 2, 1, r"ranks.context_parallel = 2: qwen3_moe has experts"),
+    ],
+)
+def test_tokens_that_cannot_be_spread_are_said(family, size, split, line):
     with pytest.raises(ValueError, match=line):
-        Team(0, 3).open(RanksConfig(tensor_parallel=2), "cpu")
+        refuse_unspread(network(family), size, split)
+
+
+def test_tokens_that_meet_outside_of_attention_are_not_spread():
+    net = network("llama")
+    net.__dict__["refusal"] = "its tokens meet"
+    with pytest.raises(ValueError, match="spreads the tokens of llama, but its tokens meet"):
+        refuse_unspread(net, 2)
+
+
+def test_ranks_that_cannot_be_paired_are_refused_before_they_meet():
+    line = "tensor_parallel = 2 times ranks.context_parallel = 2 does not divide the 6 ranks of this run"
+    with pytest.raises(ValueError, match=line):
+        Team(0, 6).open(RanksConfig(tensor_parallel=2, context_parallel=2), "cpu")
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("window", [None, 4])
+def test_rows_of_their_own_are_causal(softcap, window):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(3, heads, 9, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    found = CausalRows().attend(query, key, value, Layer(0, 0.3, softcap, window))
+    key, value = (x.repeat_interleave(2, dim=1) for x in (key, value))
+    scores = query @ key.mT * 0.3
+    scores = scores if softcap is None else torch.tanh(scores / softcap) * softcap
+    distance = torch.arange(9)[:, None] - torch.arange(9)
+    unseen = (distance < 0) | (distance >= (window or 9))
+    expected = scores.masked_fill(unseen, -torch.inf).softmax(dim=-1) @ value
+    torch.testing.assert_close(found, expected.transpose(1, 2), rtol=1e-12, atol=1e-12)

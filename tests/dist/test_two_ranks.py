@@ -19,10 +19,10 @@ from gspo.training.run import resume, start
 from gspo.training.state import checkpoints, damage, load_newest
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-FAST = ["clipped, compared", "split", "lora", "turns", "cold", "replicated", "served"]
+FAST = ["clipped, compared", "split", "tokens", "lora", "turns", "cold", "replicated", "served"]
 AHEAD = ["run:beside", "stopped:stopped", "lost:lost", "http:http"]
 """Jobs that sample beside training."""
-SLOW = ["split, lora", "curve", "phases", "pairs", "a rounded sampler", "apart", "beside, replicated"]
+SLOW = ["split, lora", "tokens, ahead", "curve", "phases", "pairs", "a rounded sampler", "apart", "beside, replicated"]
 
 
 @pytest.fixture(scope="module")
