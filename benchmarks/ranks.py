@@ -1,6 +1,6 @@
-"""Two ranks over gloo, by shards and with split matrices, against one process: gradients, 20 steps, memory by rank.
+"""Two ranks over gloo, in each of three layouts, against one process: gradients, 20 steps, memory by rank.
 
-    OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python benchmarks/ranks.py [--steps 20] [--width 512] [--layers 8]
+    OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python benchmarks/ranks.py [--steps 20] [--width 512] [--length 2048]
 
 - gradients: the tiny model in float32, one update of GSPO on 4 groups of 4 with random advantages, before clipping;
   the largest difference of an entry, beside the largest entry.
@@ -10,8 +10,10 @@
   most memory that the process has had (resident), the interpreter and its libraries included; "growth": by how much it
   rose since before the model was made. The model is made whole on every rank before it is sharded.
 
-"shards" is FSDP2 over both ranks; "split" is ranks.tensor_parallel = 2, where both see the same rows. Every measurement
-is a process of its own. Results go to benchmarks/out/ranks.json.
+- long: the same for one row of `--length` tokens; "growth" is by how much the update raised the peak.
+
+"shards" is FSDP2 over both ranks; "split" is ranks.tensor_parallel = 2, "tokens" ranks.context_parallel = 2: there both
+see the same rows. Every measurement is a process of its own. Results go to benchmarks/out/ranks.json.
 """
 
 import argparse
@@ -53,8 +55,13 @@ from gspo.training.run import console_of, start
 from gspo.types import Step
 
 TARGET = Path(__file__).parent / "out" / "ranks.json"
-LAYOUTS = {"one": (1, 1), "shards": (2, 1), "split": (2, 2)}
-"""Ranks, and how many of them split each matrix."""
+LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
+    "one": (1, {}),
+    "shards": (2, {}),
+    "split": (2, {"tensor_parallel": 2}),
+    "tokens": (2, {"context_parallel": 2}),
+}
+"""Ranks, and their settings."""
 SMALL = TinyConfig()
 CURVE = {
     "name": "curve",
@@ -71,11 +78,11 @@ CURVE = {
 }
 
 
-def some_step(groups: int = 4, each: int = 4, prompt: int = 8, longest: int = 16) -> Step:
+def some_step(groups: int = 4, each: int = 4, prompt: int = 8, longest: int = 16, shortest: int = 1) -> Step:
     """Random prompts and ragged completions with random advantages."""
     draw = np.random.default_rng(0)
     prompts = [tuple(draw.integers(2, 15, prompt).tolist()) for _ in range(groups) for _ in range(1)]
-    lengths = draw.integers(1, longest + 1, groups * each)
+    lengths = draw.integers(shortest, longest + 1, groups * each)
     completions = [tuple(draw.integers(1, 15, n).tolist()) for n in lengths]
     mask = torch.arange(int(lengths.max()))[None] < torch.from_numpy(lengths)[:, None]
     advantage = torch.from_numpy(draw.standard_normal(groups * each)).float()
@@ -85,12 +92,16 @@ def some_step(groups: int = 4, each: int = 4, prompt: int = 8, longest: int = 16
     return Step(**{**vars(step), "payload": Payload(rows, tuple(completions))})
 
 
-def updated(ranks: Ranks, settings: RanksConfig, shape: TinyConfig, found: dict[str, Any], gradients: bool) -> None:
-    """One update; the gradients before it, or the memory behind it."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def updated(
+    ranks: Ranks, settings: RanksConfig, shape: TinyConfig, found: dict[str, Any], gradients: bool, length: int
+) -> None:
+    """One update; the gradients before it, or the memory behind it: with a `length`, of one row."""
+    before = peak_now()
     scorer = TokenScorer(network=Network(tiny_model(shape, 0).model.eval()), scoring=Sampling(), micro_batch_tokens=256)
     policy = policy_of(scorer, AdamW(lr=1e-4), ranks, settings, torch.device("cpu"))
     step, objective = some_step(), GSPO(clip_low=10.0, clip_high=10.0)
+    if length:
+        step, before = some_step(1, 1, longest=length, shortest=length), peak_now()
     policy.forward_backward(step, [objective.weights(step, objective.counts(step))], (objective,))
     if gradients:
         weights = policy.weights
@@ -99,9 +110,14 @@ def updated(ranks: Ranks, settings: RanksConfig, shape: TinyConfig, found: dict[
         return
     policy.optim_step(1e-4)
     held = [own(tensor).nbytes for tensor in policy.weights.state().values()]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_now()
     parameters = sum(p.numel() for p in policy.weights.masters.values())
     found["memory"] = {"parameters": parameters, "held": sum(held), "peak": peak, "growth": peak - before}
+
+
+def peak_now() -> int:
+    """Most bytes that the process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -116,20 +132,21 @@ def own(tensor: Tensor) -> Tensor:
 def measure(what: str, layout: str, rank: int, folder: Path, arguments: argparse.Namespace) -> None:
     """One rank of one measurement; what it found goes to FOLDER/WHAT-LAYOUT-RANK.pt."""
     torch.set_num_threads(1)
-    size, tensor_parallel = LAYOUTS[layout]
+    size, given = LAYOUTS[layout]
     ranks = Team(rank, size, local_size=size, meeting=f"file://{folder}/meeting-{what}-{layout}") if size > 1 else ALONE
-    settings = RanksConfig(deadline=300.0, tensor_parallel=tensor_parallel)
+    settings = RanksConfig(deadline=300.0, **given)
     ranks.open(settings, "cpu")
     found: dict[str, Any] = {}
     if what == "curve":
-        given = {"steps": arguments.steps, "folder": str(folder / f"curve-{layout}"), "ranks": asdict(settings)}
-        config = validate(apply_overrides({**CURVE, **given}, ()))
+        asked = {"steps": arguments.steps, "folder": str(folder / f"curve-{layout}"), "ranks": asdict(settings)}
+        config = validate(apply_overrides({**CURVE, **asked}, ()))
         start(config, Given(ranks=ranks), console_of(config, ranks, True))
     else:
         wide = TinyConfig(
             hidden_size=arguments.width, layers=arguments.layers, heads=8, intermediate_size=3 * arguments.width
         )
-        updated(ranks, settings, SMALL if what == "gradients" else wide, found, what == "gradients")
+        length = arguments.length if what == "long" else 0
+        updated(ranks, settings, SMALL if what == "gradients" else wide, found, what == "gradients", length)
     torch.save(found, folder / f"{what}-{layout}-{rank}.pt")
 
 
@@ -156,6 +173,7 @@ def compared(folder: Path, words: list[str]) -> dict[str, Any]:
             "difference": max((own["gradients"][name] - g).abs().max().item() for name, g in one.items()),
             "curve": curves(folder / "curve-one", folder / f"curve-{layout}"),
             "memory": [each["memory"] for each in run("memory", layout, folder, words)],
+            "long": [each["memory"] for each in run("long", layout, folder, words)],
         }
     return found
 
@@ -183,7 +201,7 @@ def curves(one: Path, two: Path) -> dict[str, Any]:
 
 def show(found: dict[str, Any]) -> Table:
     each = [found[layout] for layout in LAYOUTS]
-    table = Table("measure", "one process", "two ranks, shards", "two ranks, split", box=None)
+    table = Table("measure", "one process", *(f"two ranks, {layout}" for layout in list(LAYOUTS)[1:]), box=None)
     table.add_row("gradient norm", *(f"{own['norm']:.6g}" for own in each))
     entry = f"largest gap of an entry (of {each[0]['largest']:.2g})"
     table.add_row(entry, *(f"{own['difference']:.1e}" for own in each))
@@ -193,6 +211,9 @@ def show(found: dict[str, Any]) -> Table:
     table.add_row("largest gap of a weight", *(f"{own['curve']['weights']:.1e}" for own in each))
     for name, label in (("held", "weights and moments, MB"), ("growth", "peak growth, MB"), ("peak", "peak, MB")):
         table.add_row(label, *(" + ".join(f"{rank[name] / 1e6:.1f}" for rank in own["memory"]) for own in each))
+    table.add_row(
+        "peak growth, one long row, MB", *(" + ".join(f"{r['growth'] / 1e6:.0f}" for r in own["long"]) for own in each)
+    )
     return table
 
 
@@ -201,6 +222,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--width", type=int, default=512, help="of the model whose memory is measured")
     parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--length", type=int, default=2048, help="tokens of the long row")
     parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
     parser.add_argument("--layout", default="one", help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
@@ -209,7 +231,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.measure:
         return measure(arguments.measure, arguments.layout, arguments.rank, arguments.folder, arguments)
-    words = [f"--{name}={getattr(arguments, name)}" for name in ("steps", "width", "layers")]
+    words = [f"--{name}={getattr(arguments, name)}" for name in ("steps", "width", "layers", "length")]
     with tempfile.TemporaryDirectory() as folder:
         found = compared(Path(folder), words)
     found["machine"] = {"cores": os.cpu_count(), "processor": platform.machine(), "torch": metadata.version("torch")}
