@@ -333,10 +333,10 @@ class RunConfig:
             )
         if isinstance(self.sampler, ProcessConfig):
             return
-        if self.policy.routing == "R3":
+        if self.policy.routing == "R3" and self.sampler.name == "sglang":
             raise ValueError(
-                f'policy.routing = "R3" repeats the experts of the sampler, and sampler = "{self.sampler.name}" does '
-                'not record them yet; use "R2" or "free"'
+                'policy.routing = "R3" repeats the experts of the sampler, and sampler = "sglang" does not record them '
+                'yet; use sampler = "vllm", or routing = "R2" or "free"'
             )
         if self.policy.sampler_dtype != "auto":
             raise ValueError(

@@ -189,6 +189,7 @@ def serve(words: list[str]) -> int:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16: what the run computes in")
     parser.add_argument("--lora-rank", type=int, default=0, help='largest rank of sampler.lora = "adapter"; 0: none')
     parser.add_argument("--max-model-len", type=int, default=0, help="tokens of prompt and completion; 0: the model's")
+    parser.add_argument("--routes", action="store_true", help='record expert routes, for policy.routing = "R3"')
     flags = "\nWhat follows -- goes to vLLM as it is: gspo serve MODEL -- --gpu-memory-utilization 0.5"
     if _wants_help(words, parser.format_help() + flags):
         return 0

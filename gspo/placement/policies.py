@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from gspo.config import RunConfig
 from gspo.dist.ranks import ALONE, PATIENCE, Ranks, Team
 from gspo.placement.cluster import Where, first_line, here
 from gspo.placement.config import PlacementConfig
+from gspo.samplers.key import hold_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class Job:
     overrides: tuple[tuple[str, Any], ...] = ()
     servers: tuple[str, ...] = ()
     """Addresses of the servers that Ray keeps for the sampler."""
+    key: str = field(default="", repr=False)
+    """What servers ask for, as of `GSPO_SERVER_KEY` where the run was started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,7 @@ class PolicyWorker:
                 f"the folder {job.home} is not there for the policy's process: the run needs a shared disk"
             )
         os.chdir(job.home)
+        hold_key(job.key)
         given = Given(ranks=ranks, servers=job.servers, is_asked_to_stop=self._stop.is_set)
         with redirect_stdout(_Lines(self._said)):  # type: ignore[type-var]
             if job.config is None:

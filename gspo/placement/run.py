@@ -13,6 +13,7 @@ from gspo.placement.cluster import connected, first_line, in_bundle, reserved
 from gspo.placement.config import PlacementConfig
 from gspo.placement.policies import Job, PlacedRun, PolicyDied, PolicyWorker, outcome, ranks_at
 from gspo.placement.servers import Servers, kept_up
+from gspo.samplers.key import server_key
 
 LISTEN = 0.3
 """Seconds between two looks at what the run has said."""
@@ -34,7 +35,7 @@ def start_placed(config: RunConfig, show: Callable[[str], None]) -> PlacedRun:
     from gspo.training.run import new_folder
 
     config = replace(config, folder=str(new_folder(config).absolute()))
-    return _placed(Job(home=os.getcwd(), folder=config.folder, config=config), config, show)
+    return _placed(Job(home=os.getcwd(), folder=config.folder, config=config, key=server_key()), config, show)
 
 
 def resume_placed(
@@ -43,7 +44,7 @@ def resume_placed(
     """Go on with a run."""
     from gspo.training.run import config_of
 
-    job = Job(home=os.getcwd(), folder=str(path.absolute()), overrides=tuple(overrides))
+    job = Job(home=os.getcwd(), folder=str(path.absolute()), overrides=tuple(overrides), key=server_key())
     return _placed(job, replace(config_of(path, overrides), placement=placement), show)
 
 

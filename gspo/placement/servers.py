@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -25,7 +25,9 @@ from gspo.config import RunConfig
 from gspo.placement import leash
 from gspo.placement.cluster import Where, here, in_bundle
 from gspo.placement.config import PlacementConfig
+from gspo.policies.config import CausalLMConfig
 from gspo.samplers.config import ServerConfig
+from gspo.samplers.key import hold_key, server_key
 from gspo.samplers.vllm_command import Asked, Command, command_of, refuse_taken_port
 
 LOOK = 0.5
@@ -47,6 +49,8 @@ class Charge:
     """Working folder: where relative paths begin."""
     restarts: int
     deadline: float
+    key: str = field(default="", repr=False)
+    """What the server asks of its clients, as of `GSPO_SERVER_KEY` where the run was started."""
 
     @property
     def url(self) -> str:
@@ -137,6 +141,7 @@ class ServerActor:
     def _work(self) -> None:
         try:
             os.chdir(self._charge.home)
+            hold_key(self._charge.key)
             self._folder.mkdir(parents=True, exist_ok=True)
             self._keep()
         except Exception as error:
@@ -298,6 +303,7 @@ def _charge(config: RunConfig, home: str, number: int, place: Where) -> Charge:
         python=settings.server_python,
         dtype=config.dtype,
         lora_rank=config.lora.rank if sends_adapters else 0,
+        routes=isinstance(config.policy, CausalLMConfig) and config.policy.routing == "R3",
         flags=settings.server_flags,
         tiny=config.tiny,
         says_python="placement.server_python",
@@ -308,4 +314,5 @@ def _charge(config: RunConfig, home: str, number: int, place: Where) -> Charge:
         home=home,
         restarts=settings.restarts,
         deadline=settings.deadline,
+        key=server_key(),
     )

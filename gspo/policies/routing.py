@@ -156,6 +156,50 @@ class Routers:
         return record
 
 
+@dataclass(frozen=True)
+class ExpertLayers:
+    """Where the layers of experts stand among all hidden layers, for records that have a column for each of them.
+
+    A model of four layers, the first of them dense: layers (1, 2, 3), num_layers 4.
+    """
+
+    layers: tuple[int, ...]
+    """In the order of `Routers.modules`."""
+    num_layers: int
+    num_experts: int
+    top_k: int
+
+    @classmethod
+    def of(cls, body: nn.Module, routers: Routers, num_layers: int) -> "ExpertLayers | None":
+        """By the routers' names (layers.3.mlp.gate: 3); None where they are not one to a numbered layer."""
+        names = {module: name for name, module in body.named_modules()}
+        numbers = [[int(part) for part in names[module].split(".") if part.isdigit()] for module in routers.modules]
+        layers = tuple(found[0] for found in numbers if found)
+        if len(set(layers)) < len(routers.modules) or max(layers) >= num_layers:
+            return None
+        return cls(layers, num_layers, routers.num_experts, routers.top_k)
+
+    def routes(self, recorded: np.ndarray, tokens: int) -> Routes:
+        """Of the experts [T,num_layers,k] that a sequence went to, anything in dense layers. Raises ValueError with
+        what does not fit this model and `tokens`.
+        """
+        wanted = (tokens, self.num_layers, self.top_k)
+        if recorded.shape != wanted:
+            raise ValueError(
+                f"expert routes of shape {recorded.shape} and not {wanted} (tokens, hidden layers, experts per token)"
+            )
+        experts = recorded[:, self.layers]
+        if not 0 <= experts.min() <= experts.max() < self.num_experts:
+            raise ValueError(
+                f"expert routes that name experts {experts.min()} to {experts.max()}, and there are {self.num_experts}"
+            )
+        # No token goes to expert 0 twice: such a column stands for a layer without experts.
+        silent = [layer for layer, is_there in zip(self.layers, experts.any(axis=(0, 2)), strict=True) if not is_there]
+        if silent and self.top_k > 1:
+            raise ValueError(f"expert routes without layer {silent[0]}, which has experts here")
+        return Routes.of(experts, self.num_experts)
+
+
 class _Asked(TorchFunctionMode):
     """Within it `torch.topk` over the experts of a list of tokens takes what `choose(scores, own)` says."""
 

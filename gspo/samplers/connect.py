@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from gspo.policies.routing import ExpertLayers
 from gspo.samplers.base import SamplerLost
 from gspo.samplers.config import ServerConfig, urls
 from gspo.samplers.dialect import Dialect
 from gspo.samplers.http import Failed, Link, Refused
-from gspo.samplers.servers import Server, Servers
+from gspo.samplers.servers import NO_ROUTES, Server, Servers
 from gspo.samplers.sglang import SGLang
 from gspo.samplers.vllm import VLLM
 from gspo.samplers.weight_store import WeightStore, save_adapters, save_base
@@ -28,14 +29,21 @@ def connect(
     stop_ids: Sequence[int],
     rows: int,
     max_completion_tokens: int,
+    experts: ExpertLayers | None = None,
+    needs_routes: bool = False,
 ) -> Servers:
     """Nothing is asked of the servers before `sync_weights`."""
+    if needs_routes and experts is None:
+        raise ValueError(
+            'policy.routing = "R3" with a server is for models with one router in each numbered layer of experts; use '
+            'routing = "R2"'
+        )
     is_apart = config.lora == "adapter"
     dialect = VLLM(sends_adapters=True) if is_apart else DIALECTS[config.name]
     store = WeightStore(config.shared, save_adapters, save_base) if is_apart else WeightStore(config.shared)
 
     def verify(server: Server) -> None:
-        refuse_other_model(server, model_config, max_completion_tokens)
+        refuse_other_model(server, model_config, max_completion_tokens, needs_routes)
         refuse_other_tokenizer(server, tokenizer)
 
     return Servers(
@@ -47,14 +55,20 @@ def connect(
         deadline=config.deadline,
         restarts=config.in_flight == "restart",
         verify=verify,
+        experts=experts,
+        needs_routes=needs_routes,
     )
 
 
-def refuse_other_model(server: Server, model_config: Any, max_completion_tokens: int) -> None:
-    """Raises `SamplerLost` for another shape (where the server's folder can be read here), or too short a context."""
+def refuse_other_model(server: Server, model_config: Any, max_completion_tokens: int, needs_routes: bool) -> None:
+    """Raises `SamplerLost` for another shape (where the server's folder can be read here), too short a context, or no
+    routes where they are needed.
+    """
     facts = server.dialect.facts(server.link)
     if facts.problem:
         raise SamplerLost(f"{server.link}: {facts.problem}")
+    if needs_routes and not facts.records_routes:
+        raise SamplerLost(f"{server.link} {NO_ROUTES}")
     if 0 < facts.max_length <= max_completion_tokens:
         raise SamplerLost(
             f"{server.link} takes {facts.max_length} tokens of prompt and completion, and "

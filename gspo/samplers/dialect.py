@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
+
 from gspo.samplers.http import Link, Refused
 from gspo.sampling import Sampling
 
@@ -31,6 +33,8 @@ class Answer:
     """abort: dropped by the server, because its weights change."""
     labels: tuple[str, ...]
     """Labels of the weights behind its tokens, in their order; one, unless the weights changed under way."""
+    routes: np.ndarray | None = None
+    """[T,layers,k] experts of the tokens that went forward, in all hidden layers; None: not recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,8 @@ class ServerFacts:
     """The folder or Hugging Face id that it was started with."""
     max_length: int
     """Most tokens of a prompt and its completion; 0: not said."""
+    records_routes: bool = False
+    """Whether its completions say to which experts their tokens went."""
     problem: str = ""
     """Why what it draws, or says of it, would not be the policy's; empty where it would."""
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import httpx
 
 from gspo.samplers.base import SamplerLost
+from gspo.samplers.key import VARIABLE, server_key
 
 T = TypeVar("T")
 CONNECT = 5.0
@@ -18,6 +19,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0
 """Seconds between two attempts: doubled from the one to the other."""
 MOST_FAULTS = 4
 """Answers of a server that say that it failed (status 5xx), in a row, after which it is not asked again."""
+NO_KEY = 401
+"""Status of a server, or of what stands before it, that wants another key, or any."""
 
 
 class Unanswered(Exception):
@@ -37,13 +40,18 @@ class Refused(SamplerLost):
 
 
 class Link:
-    """One server's address; `kind` is what it is called in messages ("vLLM"). Shared by threads."""
+    """One server's address; `kind` is what it is called in messages ("vLLM"). Shared by threads.
+
+    Every request carries the key that the environment holds when this is made.
+    """
 
     def __init__(self, url: str, kind: str, timeout: float) -> None:
         self.url, self.kind, self.timeout = url.rstrip("/"), kind, timeout
+        self._key = server_key()
         self._client = httpx.Client(
             base_url=self.url,
             timeout=httpx.Timeout(timeout, connect=min(CONNECT, timeout)),
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
             trust_env=False,
         )
@@ -67,10 +75,13 @@ class Link:
         except httpx.TransportError as error:
             raise Unanswered(f"{path}: {error or type(error).__name__}") from None
         if response.status_code >= 500:
-            raise Failed(f"{path} answered {response.status_code}: {_reason(response)}")
+            raise Failed(f"{path} answered {response.status_code}: {self._reason(response)}")
+        if _asks_for_key(response):
+            how = f"does not take the key in {VARIABLE}" if self._key else f"wants a key: set {VARIABLE}"
+            raise Refused(f"{self} {how}", NO_KEY)
         if response.status_code >= 400:
             raise Refused(
-                f"{self} refused {path} with {response.status_code}: {_reason(response)}", response.status_code
+                f"{self} refused {path} with {response.status_code}: {self._reason(response)}", response.status_code
             )
         if not response.content:
             return None
@@ -79,9 +90,15 @@ class Link:
         except ValueError:
             return response.text
 
+    def _reason(self, response: httpx.Response) -> str:
+        """In its words, which may repeat what it was sent."""
+        said = response.text.replace(self._key, "(the key)") if self._key else response.text
+        return " ".join(said.split())[:300] or "without a reason"
 
-def _reason(response: httpx.Response) -> str:
-    return " ".join(response.text.split())[:300] or "without a reason"
+
+def _asks_for_key(response: httpx.Response) -> bool:
+    status = response.status_code
+    return status == NO_KEY or (status == 403 and "www-authenticate" in response.headers)
 
 
 class Patience:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, Literal
 
+from gspo.policies.routing import ExpertLayers, Routes
 from gspo.samplers.base import SampleRequest, SamplerLost
 from gspo.samplers.dialect import Answer, Ask, Dialect
 from gspo.samplers.http import FIRST_PAUSE, LONGEST_PAUSE, Failed, Link, Patience, Unanswered, spread
@@ -20,6 +21,7 @@ from gspo.types import Completion
 
 MOST_AT_ONCE = 64
 """Completions of one request to a server: it refuses more than it can decode at once, 128 or 256 as a rule."""
+NO_ROUTES = 'says no expert routes, and policy.routing = "R3" repeats them: start it with gspo serve MODEL --routes'
 
 
 class Server:
@@ -96,12 +98,17 @@ class Servers:
         deadline: float = 900.0,
         restarts: bool = False,
         verify: Callable[[Server], None] = lambda server: None,
+        experts: ExpertLayers | None = None,
+        needs_routes: bool = False,
     ) -> None:
-        """`rows`: completions under way at once. `restarts`: drop those under way at a weight update."""
+        """`rows`: completions under way at once. `restarts`: drop those under way at a weight update. `experts`: of the
+        policy's network, for routes that servers record. `needs_routes`: refuse completions without.
+        """
         self.servers = [Server(link, dialect, verify) for link in links]
         self.dialect, self.store = dialect, store
         self.stop_ids = tuple(sorted(set(stop_ids)))
         self.rows, self.deadline, self.restarts = rows, deadline, restarts
+        self.experts, self.needs_routes = experts, needs_routes
         self._newest: Snapshot | None = None
         self._syncing, self._choosing = threading.Lock(), threading.Lock()
 
@@ -202,7 +209,7 @@ class Servers:
                     if any(answer.ended == "abort" for answer in answers):
                         patience.got_on()  # a weight update dropped them
                         continue
-                    return [self._completion(server, answer) for answer in answers]
+                    return [self._completion(server, ask, answer) for answer in answers]
                 except Unanswered as error:
                     if not server.rests:
                         server.failed(error)
@@ -222,7 +229,7 @@ class Servers:
             with self._choosing:
                 server.asked -= 1
 
-    def _completion(self, server: Server, answer: Answer) -> Completion:
+    def _completion(self, server: Server, ask: Ask, answer: Answer) -> Completion:
         said_by = {read_label(label) for label in answer.labels}
         ours = [snapshot for snapshot in said_by if snapshot is not None and self.store.owns(snapshot)]
         if len(said_by) != 1 or not ours:
@@ -235,7 +242,21 @@ class Servers:
             logprobs=answer.logprobs,
             policy_version=ours[0].version,
             finish_reason="stop" if answer.ended == "stop" else "length",
+            replay=self._routes(server, len(ask.prompt_ids) + len(answer.ids) - 1, answer),
         )
+
+    def _routes(self, server: Server, tokens: int, answer: Answer) -> Routes | None:
+        """Where the tokens of a mixture of experts went, if the server says so."""
+        if answer.routes is None and self.needs_routes:
+            raise SamplerLost(f"{server.link} {NO_ROUTES}")
+        if answer.routes is None or self.experts is None:
+            return None
+        try:
+            return self.experts.routes(answer.routes, tokens)
+        except ValueError as error:
+            raise SamplerLost(
+                f"{server.link} gave {error}: start it with gspo serve MODEL --routes, with the run's model"
+            ) from None
 
 
 def refuse_inputs(requests: Sequence[SampleRequest]) -> None:

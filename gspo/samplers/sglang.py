@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gspo.samplers.dialect import Answer, Ask, ServerFacts, needed
-from gspo.samplers.http import Link, Refused
+from gspo.samplers.http import NO_KEY, Link, Refused
 
 HOW = "it must be SGLang 0.5 or newer"
 
@@ -78,6 +78,8 @@ class SGLang:
         try:
             answer = link.get(path)
         except Refused as error:
+            if error.status == NO_KEY:
+                raise
             raise Refused(f"{link} has no {path}: {HOW}", error.status) from None
         return needed(link, answer, path, ("weight_version", "model_path"), HOW)
 

@@ -2,12 +2,17 @@
 
 Log-probs come from the distribution that was drawn from (`--logprobs-mode processed_logprobs`: after temperature, top-k
 and top-p). Every choice says which weights made it (`weight_versions`). Cached prefixes are forgotten while generation
-is paused, after the new weights are in.
+is paused, after the new weights are in. A server that was started with --enable-return-routed-experts says to which
+experts each token went.
 """
 
+import base64
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+
+import numpy as np
 
 from gspo.samplers.dialect import Answer, Ask, ServerFacts, needed
 from gspo.samplers.http import Failed, Link, Refused, Unanswered
@@ -74,8 +79,13 @@ class VLLM:
         answer = self._known(link.get, "/server_info", config_format="json")
         config = needed(link, answer, "/server_info", ("vllm_config",), HOW)["vllm_config"]
         model = needed(link, config, "/server_info", ("model_config",), HOW)["model_config"]
+        self._known(link.get, "/v1/models")  # guarded by a key, as completions are and the endpoints above are not
         return ServerFacts(
-            version=version, model=model["model"], max_length=model["max_model_len"] or 0, problem=_problem(config)
+            version=version,
+            model=model["model"],
+            max_length=model["max_model_len"] or 0,
+            records_routes=config["aux_output_config"]["enable_return_routed_experts"],
+            problem=_problem(config),
         )
 
     def encode(self, link: Link, text: str) -> list[int]:
@@ -139,4 +149,10 @@ def _answer(choice: dict[str, Any]) -> Answer:
         logprobs=tuple(unit["logprob"] for unit in logprobs),
         ended=ended if ended in ("stop", "length") else "abort",
         labels=tuple(span["version"] for span in spans),
+        routes=_routes(choice.get("routed_experts")),
     )
+
+
+def _routes(text: str | None) -> np.ndarray | None:
+    """From a `.npy` file in base64."""
+    return None if text is None else np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gspo.samplers
 from gspo.models import SMOLLM2, TINY, TinyConfig, cache_folder, packaged_smollm2, save_model, tiny_model
+from gspo.samplers.key import VARIABLE, server_key
 
 ASK = """
 import importlib.metadata as m, json
@@ -44,6 +45,8 @@ class Asked:
     """Tokens of prompt and completion; 0: the model's."""
     lora_rank: int = 0
     """Largest rank of an adapter that it takes by itself (`sampler.lora = "adapter"`); 0: it takes whole models."""
+    routes: bool = False
+    """Completions say to which experts their tokens went (`policy.routing = "R3"`)."""
     flags: tuple[str, ...] = ()
     """What goes to vLLM as it is."""
     tiny: TinyConfig = field(default_factory=TinyConfig)
@@ -71,8 +74,13 @@ def command_of(asked: Asked, say: Callable[[str], None]) -> Command:
     version = versions["vllm"] or versions["cpu"]
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         raise ValueError(f"{python} has vLLM {version}; gspo needs {'.'.join(map(str, OLDEST))} or newer")
-    refuse_taken_port(asked.host, asked.port)
     is_cpu = bool(versions["cpu"]) or "cpu" in version
+    if is_cpu and asked.routes:
+        raise ValueError(
+            'expert routes (--routes, policy.routing = "R3") come from vLLM on GPUs: its CPU build does not record '
+            'them; use policy.routing = "R2" or "free"'
+        )
+    refuse_taken_port(asked.host, asked.port)
     folder = model_folder(asked, say)
     dtype = "float32" if asked.model == TINY and asked.dtype == "auto" else asked.dtype
     words = [
@@ -85,6 +93,7 @@ def command_of(asked: Asked, say: Callable[[str], None]) -> Command:
         *(("--enforce-eager", "--no-enable-chunked-prefill") if is_cpu else ()),
         *(("--max-model-len", str(asked.max_model_len)) if asked.max_model_len else ()),
         *(("--enable-lora", "--max-loras", "1", "--max-lora-rank", str(room)) if (room := _room(asked)) else ()),
+        *(("--enable-return-routed-experts",) if asked.routes else ()),
         *asked.flags,
     ]
     paths = [str(Path(gspo.samplers.__file__).parent / "beside_vllm")]
@@ -172,6 +181,9 @@ def environment(paths: Sequence[str], is_cpu: bool) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH", "")])]),
     }
+    own.pop(VARIABLE, None)
+    if key := server_key():
+        own["VLLM_API_KEY"] = key  # a command line can be read by all
     if is_cpu:
         own.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     return own

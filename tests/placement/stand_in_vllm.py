@@ -5,6 +5,7 @@ Asked for versions it names one; asked to serve it speaks as vLLM does, with a p
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -30,6 +31,8 @@ def main(words: list[str]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     engine = FakeVLLM(Network(AutoModelForCausalLM.from_pretrained(folder).eval()), [1], folder=folder)
     engine.encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+    engine.key = os.environ.get("VLLM_API_KEY", "")
+    engine.records_routes = "--enable-return-routed-experts" in rest
     FakeServer(engine, port)
     time.sleep(10_000)
 

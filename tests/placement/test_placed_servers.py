@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 from ray_processes import pids_of, waited_pid
 from runs import SETTINGS, assert_same_run, metrics, settings
@@ -102,6 +103,35 @@ def test_kill_dash_nine_changes_nothing(tmp_path, quiet, placed, kill: Callable[
     assert_same_run(done.folder, quiet)
     assert prompts(done.folder) == list(range(4 * STEPS))
     waited(lambda: not standing() and not pids_of("ServerActor"))
+
+
+def command_lines() -> list[bytes]:
+    return [(Path("/proc") / str(pid) / "cmdline").read_bytes() for pid in (*standing(), *pids_of(""))]
+
+
+def test_a_key_reaches_server_and_policy_and_is_written_nowhere(tmp_path, quiet, placed, monkeypatch):
+    """The cluster began without it."""
+    from ray._private.worker import _global_node
+
+    key = "sk-Kp3-not-to-be-seen"
+    monkeypatch.setenv("GSPO_SERVER_KEY", key)
+    lines: list[bytes] = []
+    answers: list[int] = []
+
+    def look():
+        lines.extend(command_lines())
+        url = shown.text.split("starts at ")[1].split()[0]
+        answers.append(httpx.get(f"{url}/v1/models", trust_env=False).status_code)
+
+    shown = Shown("step 2/6", look)
+    done = start_placed(settings(tmp_path / "run", *placed), shown)
+    assert_same_run(done.folder, quiet)
+    logs = Path(_global_node.get_session_dir_path()) / "logs"
+    files = [path for folder in (done.folder, logs) for path in folder.rglob("*") if path.is_file()]
+    assert answers == [401], "the server asks for none"
+    assert len(lines) > 3 and not [line for line in lines if key.encode() in line]
+    assert len(files) > 10 and not [path for path in files if key.encode() in path.read_bytes()]
+    assert key not in shown.text and "is up" in shown.text
 
 
 def test_two_ranks_ask_two_servers(tmp_path, quiet, placed):

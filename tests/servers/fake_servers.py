@@ -1,6 +1,8 @@
 """Servers that speak vLLM's and SGLang's HTTP over a small real network, and fail when told to."""
 
+import base64
 import copy
+import io
 import json
 import threading
 import time
@@ -9,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
+import numpy as np
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -46,6 +49,10 @@ class FakeEngine:
         """Whether `gspo serve` started it."""
         self.encode = lambda text: [len(text)]
         self.takes_adapters = False
+        self.records_routes = False
+        """Whether it was started with --enable-return-routed-experts."""
+        self.key = ""
+        """What it wants of its clients."""
         self.loads: list[str] = []
         """What was loaded: "model", "adapter"."""
         self.restart()
@@ -58,7 +65,11 @@ class FakeEngine:
     def load(self, folder: str) -> None:
         assert self.is_paused, "weights change while it generates"
         self.loads.append("model")
-        self.network.model.load_state_dict(load_file(Path(folder) / "model.safetensors"), strict=False)
+        model = self.network.model
+        found = model.load_state_dict(load_file(Path(folder) / "model.safetensors"), strict=False)
+        if found.unexpected_keys:  # experts lie one by one in a checkpoint, and stacked in the model
+            read = type(model).from_pretrained(folder, dtype=model.dtype)
+            model.load_state_dict(read.state_dict())
         self.base = {name: t.clone() for name, t in self.network.model.state_dict().items()}
 
     def load_adapter(self, folder: str) -> None:
@@ -80,7 +91,7 @@ class FakeEngine:
             time.sleep(0.005)
 
     def completions(self, prompt_ids, sampling: Sampling, seeds):
-        """[(ids, logprobs, ended, labels)]"""
+        """[(ids, logprobs, ended, labels, routes)]"""
         self.open.wait()
         drops = self.drops
         self.under_way += 1
@@ -88,7 +99,7 @@ class FakeEngine:
             deadline = time.monotonic() + self.delay
             while time.monotonic() < deadline:
                 if self.drops > drops:
-                    return [((), (), "abort", (self.label,)) for _ in seeds]
+                    return [((), (), "abort", (self.label,), None) for _ in seeds]
                 time.sleep(0.005)
             with self.busy:
                 requests = [
@@ -98,7 +109,7 @@ class FakeEngine:
                     for s in seeds
                 ]
                 found = [self.sampler.sample([request])[0][0] for request in requests]
-                return [(c.ids, c.logprobs, c.finish_reason, (self.label,)) for c in found]
+                return [(c.ids, c.logprobs, c.finish_reason, (self.label,), c.replay) for c in found]
         finally:
             self.under_way -= 1
 
@@ -112,10 +123,43 @@ def sampling_of(settings, most: str) -> Sampling:
     )
 
 
+def over_all_layers(routes, config) -> np.ndarray:
+    """Routes as vLLM's capturer holds them: a column for each hidden layer, zeros where vLLM's Qwen3-MoE is dense."""
+    sparse = [
+        layer
+        for layer in range(config.num_hidden_layers)
+        if layer not in config.mlp_only_layers and (layer + 1) % config.decoder_sparse_step == 0
+    ]
+    tokens, _, k = routes.shape
+    dtype = np.uint8 if config.num_experts <= 256 else np.uint16
+    found = np.zeros((tokens, config.num_hidden_layers, k), dtype)
+    found[:, sparse] = routes.experts
+    return found
+
+
+def packed(array: np.ndarray) -> str:
+    """As vLLM's `numpy2base64`."""
+    with io.BytesIO() as file:
+        np.save(file, array, allow_pickle=False)
+        return base64.b64encode(file.getbuffer()).decode("ascii")
+
+
+def unpacked(text: str) -> np.ndarray:
+    return np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False)
+
+
 class FakeVLLM(FakeEngine):
+    GUARDED = ("/v1", "/v2", "/inference", "/cohere")
+
+    def turns_away(self, path, said) -> bool:
+        return bool(self.key) and path.startswith(self.GUARDED) and said != f"Bearer {self.key}"
+
+    def routed(self, routes) -> np.ndarray:
+        return over_all_layers(routes, self.network.config)
+
     def answer(self, path, query, body):
         match path:
-            case "/health" | "/version" | "/server_info":
+            case "/health" | "/version" | "/server_info" | "/v1/models":
                 return self.facts(path)
             case "/weight_info":
                 return {"weight_version": self.label}
@@ -149,6 +193,8 @@ class FakeVLLM(FakeEngine):
     def facts(self, path):
         if path == "/health":
             return {}
+        if path == "/v1/models":
+            return {"data": []}
         if path == "/version":
             return {"version": "0.32.0"}
         model = {
@@ -159,6 +205,7 @@ class FakeVLLM(FakeEngine):
         return {
             "vllm_config": {
                 "model_config": model,
+                "aux_output_config": {"enable_return_routed_experts": self.records_routes, "max_bytes": None},
                 "device_config": {"device": self.device},
                 "parallel_config": {"worker_extension_cls": "gspo_worker.GspoWorker" if self.is_ours else ""},
             }
@@ -178,8 +225,9 @@ class FakeVLLM(FakeEngine):
                 "finish_reason": ended,
                 "logprobs": {"content": [{"token_id": i, "logprob": x} for i, x in zip(ids, logprobs, strict=True)]},
                 "weight_versions": [{"version": label, "start": 0, "end": len(ids)} for label in labels],
+                "routed_experts": packed(self.routed(routes)) if self.records_routes and routes is not None else None,
             }
-            for index, (ids, logprobs, ended, labels) in enumerate(
+            for index, (ids, logprobs, ended, labels, routes) in enumerate(
                 self.completions(body["token_ids"], sampling_of(settings, "max_tokens"), seeds)
             )
         ]
@@ -187,6 +235,9 @@ class FakeVLLM(FakeEngine):
 
 
 class FakeSGLang(FakeEngine):
+    def turns_away(self, path, said) -> bool:
+        return bool(self.key) and not path.startswith("/health") and said != f"Bearer {self.key}"
+
     def answer(self, path, query, body):
         match path:
             case "/server_info":
@@ -243,7 +294,9 @@ class _Handler(BaseHTTPRequestHandler):
         while engine.hangs.is_set():
             time.sleep(0.01)
         status, content = 404, {"detail": "Not Found"}
-        if url.path not in engine.missing:
+        if engine.turns_away(url.path, self.headers.get("authorization")):
+            status, content = 401, {"error": "Unauthorized"}
+        elif url.path not in engine.missing:
             try:
                 found = engine.answer(url.path, parse_qs(url.query), body)
                 status, content = (404, content) if found is None else (200, found)

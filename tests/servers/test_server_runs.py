@@ -155,7 +155,7 @@ def test_a_server_by_hand_on_a_gpu_is_enough(server, tmp_path):
     ("words", "line"),
     [
         (["--policy", "diffusion"], 'sampler = "vllm" serves language models'),
-        (["--policy.routing", "R3"], "does not record them yet"),
+        (["--sampler.name", "sglang", "--policy.routing", "R3"], 'sampler = "sglang" does not record them yet'),
         (["--policy.sampler_dtype", "bfloat16"], "a server has the dtype it started with"),
         (["--sampler.url", "localhost:8000"], "it must begin with http://"),
         (["--sampler.timeout", "0"], "it must be above 0"),

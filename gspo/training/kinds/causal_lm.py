@@ -82,6 +82,8 @@ def chosen_sampler(
             stop_ids=renderer.stop_ids,
             rows=config.sampler_rows,
             max_completion_tokens=config.sampling.max_completion_tokens,
+            experts=network.expert_layers,
+            needs_routes=settings.routing == "R3",
         )
     make = partial(sampler_on, stop_ids=tuple(renderer.stop_ids), pad_id=renderer.pad_id, max_rows=config.sampler_rows)
     is_rounded = settings.sampler_dtype not in ("auto", dtype_name(network))
