@@ -15,6 +15,7 @@ import copy
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
@@ -124,28 +125,10 @@ class Sharded:
         has_masters = is_half and bool(trained) and not self.keeps_trained_whole
         precision = MixedPrecisionPolicy(param_dtype=computes_in, reduce_dtype=torch.float32)
         offload = CPUOffloadPolicy() if settings.cpu_offload and device.type == "cuda" else OffloadPolicy()
+        policies = (precision if has_masters else MixedPrecisionPolicy(), offload)
         layers = [m for m in network.body.modules() if isinstance(m, GradientCheckpointingLayer)]
         for module in [*reversed(layers), self.root]:
-            if self.tensor is not None:
-                self.tensor.split(module, torch.float32 if has_masters else None)
-            if has_masters:
-                for parameter in module.parameters():
-                    if not isinstance(parameter, DTensor):
-                        parameter.data = parameter.data.float()
-            apart = {p for p in module.parameters() if p.requires_grad} if self.keeps_trained_whole else set()
-            for parameter in apart:
-                if not isinstance(parameter, DTensor):
-                    parameter.data = parameter.data.to(device)
-            fully_shard(
-                module,
-                mesh=self.mesh,
-                reshard_after_forward=False if module is self.root else not self.keeps_gathered,
-                mp_policy=precision if has_masters else MixedPrecisionPolicy(),
-                offload_policy=offload,
-                ignored_params=apart,
-            )
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
+            self._shard(module, device, torch.float32 if has_masters else None, *policies)
         self.groups: list[Any] = [m for m in self.root.modules() if isinstance(m, FSDPModule)]
         network.placed(device, computes_in, self._entrance(network), self.tensor and self.tensor.head)
         with torch.no_grad():  # FSDP takes the module that runs first for the root
@@ -154,6 +137,35 @@ class Sharded:
         if expected is not None:
             refuse_changed(network, expected)
         self.rest()
+
+    def _shard(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        kept_in: torch.dtype | None,
+        precision: MixedPrecisionPolicy,
+        offload: OffloadPolicy,
+    ) -> None:
+        """Put the weights of a module that are in no group yet into one; masters are kept in another dtype."""
+        if self.tensor is not None:
+            self.tensor.split(module, kept_in)
+        own = [p for p in module.parameters() if not isinstance(p, DTensor)]
+        if kept_in is not None:
+            for parameter in own:
+                parameter.data = parameter.data.to(kept_in)
+        apart = {p for p in module.parameters() if p.requires_grad} if self.keeps_trained_whole else set()
+        for parameter in apart.intersection(own):
+            parameter.data = parameter.data.to(device)
+        fully_shard(
+            module,
+            mesh=self.mesh,
+            reshard_after_forward=False if module is self.root else not self.keeps_gathered,
+            mp_policy=precision,
+            offload_policy=offload,
+            ignored_params=apart,
+        )
+        module.set_gradient_divide_factor(1.0)  # type: ignore[operator]
+        module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
 
     def _entrance(self, network: Network) -> Any:
         """The body, called so that the weights outside of the layers (the output layer's too) are gathered before."""
@@ -226,7 +238,7 @@ def context_of(ranks: Ranks, settings: RanksConfig) -> Any:
     """The group that shares this rank's tokens; all ranks make all groups."""
     context, tensor = settings.context_parallel, settings.tensor_parallel
     groups = [
-        dist.new_group([first + tensor * i for i in range(context)])
+        dist.new_group([first + tensor * i for i in range(context)], timeout=timedelta(seconds=settings.deadline))
         for block in range(0, ranks.size, context * tensor)
         for first in range(block, block + tensor)
     ]
