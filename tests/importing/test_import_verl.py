@@ -516,3 +516,8 @@ def test_every_combination_loads_and_meets_its_requirements(tmp_path, name, aver
     updates = config.updates_per_step * config.epochs
     terms = (config.objective, *config.terms)
     assert unmet(terms, config.advantage, group_size=config.group_size, updates_per_rollout=updates) == []
+
+
+def test_ranks_that_see_the_same_rows():
+    result = verl(*actor(**{"ulysses_sequence_parallel_size": 4, "megatron.tensor_model_parallel_size": 2}))
+    assert (result.config.ranks.context_parallel, result.config.ranks.tensor_parallel) == (4, 2)
