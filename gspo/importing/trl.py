@@ -1,28 +1,25 @@
 """TRL 1.16's GRPOConfig, and the model, data and LoRA arguments of its command line, as a recipe of ours.
 
 `KEYS` has one handler per name of theirs. What a handler needs beside its own value it reads from `TRL` (`trl_step`):
-the settings over TRL's defaults, and the rollout batch they make. The loss is in `trl_loss`.
+the settings over TRL's defaults, and the rollout batch they make. The loss is in `trl_loss`, the learning rate in
+`trl_schedule`, sampling, data and model in `trl_run`.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gspo.importing import trl_loss
+from gspo.importing import trl_loss, trl_run, trl_schedule
 from gspo.importing.reading import flags_and_file, refuse_unknown
 from gspo.importing.report import (
-    Handler,
     Imported,
     Said,
     Settings,
-    every_steps,
     imported,
     nothing,
     plural,
     same,
-    unless,
 )
-from gspo.importing.trl_step import TRL, batch_of, updates_of_run
+from gspo.importing.trl_step import TRL, batch_of
 
 LIBRARY = "TRL 1.16"
 
@@ -92,271 +89,6 @@ def implied(lib: TRL) -> list[tuple[str, Said]]:
         why = "TRL shuffles the completions of a generation batch before cutting it; ours keeps groups whole"
         found.append(("(rows of an update)", Said(verdict="different", why=why)))
     return found
-
-
-# ---- length of the run, learning rate ----------------------------------------------------------------------------
-
-
-def _max_steps(lib: TRL, key: str) -> Said:
-    if lib.settings.number(key) <= 0:
-        return Said(verdict="equal", why="off: num_train_epochs counts")
-    return _length(lib, f"{lib.settings.count(key)} updates")
-
-
-def _num_train_epochs(lib: TRL, key: str) -> Said:
-    if lib.settings.number("max_steps") > 0:
-        return Said(verdict="no counterpart", why="max_steps overrides it")
-    if not updates_of_run(lib):
-        why = "the length of the run follows from the size of the data: give --prompts N, or set steps"
-        return Said(verdict="different", why=why)
-    return _length(lib, f"{lib.settings.number(key):g} epochs of {lib.prompts} prompts = {updates_of_run(lib)} updates")
-
-
-def _length(lib: TRL, what: str) -> Said:
-    updates, made = updates_of_run(lib), lib.batch.made
-    steps = math.ceil(updates / made)
-    is_exact = steps * made == updates
-    why = f"{what} / {made:g} per rollout batch" + ("" if is_exact else ", rounded up to whole batches")
-    return Said(verdict="equal" if is_exact else "different", why=why, sets={"steps": steps})
-
-
-def _schedule(lib: TRL, key: str) -> Said:
-    s = lib.settings
-    kind = s.choice(key, SCHEDULES)
-    given = s["lr_scheduler_kwargs"] or {}
-    if kind in ("constant", "constant_with_warmup"):
-        return Said(verdict="equal", sets={"schedule.kind": "constant"})
-    if kind in ("linear", "cosine"):
-        return Said(verdict="equal", sets={"schedule.kind": kind})
-    if kind in ("cosine_with_min_lr", "polynomial") and isinstance(given, dict):
-        floor = given.get("min_lr", given.get("lr_end", 1e-7 if kind == "polynomial" else None))
-        final = given["min_lr_rate"] if "min_lr_rate" in given else (floor or 0.0) / s.number("learning_rate")
-        is_plain = given.get("power", 1.0) == 1.0 and given.get("num_cycles", 0.5) == 0.5
-        ours = "cosine" if kind == "cosine_with_min_lr" else "linear"
-        return Said(
-            verdict="equal" if is_plain else "different",
-            why=f"falls to {final:g} of the peak" + ("" if is_plain else "; power and num_cycles are not here"),
-            sets={"schedule.kind": ours, "schedule.final": float(final)},
-        )
-    return Said(verdict="different", why="schedules here: constant, linear, cosine", sets={"schedule.kind": "constant"})
-
-
-def _schedule_kwargs(lib: TRL, key: str) -> Said:
-    kind, given = lib.settings["lr_scheduler_type"], lib.settings[key]
-    if not given or kind in ("cosine_with_min_lr", "polynomial"):
-        return Said(verdict="equal", why="see lr_scheduler_type" if given else "none")
-    return Said(verdict="no counterpart", why="the schedules here have no further settings")
-
-
-def _warmup(lib: TRL, key: str) -> Said:
-    """warmup_steps (below 1, a share of the run's updates) and transformers 4's warmup_ratio."""
-    s = lib.settings
-    value, other = s.number(key), s.number("warmup_ratio" if key == "warmup_steps" else "warmup_steps")
-    if other and (key == "warmup_ratio" or not value):
-        return Said(verdict="no counterpart", why="the other of warmup_steps and warmup_ratio counts")
-    if not value:
-        return Said(verdict="equal", why="none", sets={"schedule.warmup_steps": 0})
-    if s["lr_scheduler_type"] == "constant":
-        return Said(verdict="no counterpart", why='lr_scheduler_type="constant" has no warm-up in transformers')
-    total = updates_of_run(lib)
-    if value < 1 and not total:
-        return Said(verdict="different", why="a share of a length that is not known: give --prompts N or max_steps")
-    updates = math.ceil(value * total) if value < 1 else int(value)
-    made = lib.batch.made
-    why = f"{updates} updates / {made:g} per rollout batch; theirs starts at rate 0, one update behind ours"
-    return Said(verdict="different", why=why, sets={"schedule.warmup_steps": math.ceil(updates / made)})
-
-
-def _optim(lib: TRL, key: str) -> Said:
-    if str(lib.settings[key]) in ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused"):
-        return Said(verdict="equal", why="AdamW")
-    return Said(verdict="different", why="AdamW is the optimizer here")
-
-
-def _weight_decay(lib: TRL, key: str) -> Said:
-    return Said(
-        verdict="equal",
-        why="on matrices; norms and biases are left alone in both" if lib.settings.number(key) else "",
-        sets={"optimizer.weight_decay": lib.settings[key]},
-    )
-
-
-def _max_grad_norm(lib: TRL, key: str) -> Said:
-    return Said(verdict="equal", sets={"optimizer.max_grad_norm": lib.settings[key] or 0.0})
-
-
-# ---- sampling, data, model ---------------------------------------------------------------------------------------
-
-
-def _max_completion_length(lib: TRL, key: str) -> Said:
-    if lib.settings[key] is None:
-        return Said(verdict="different", why="completions have a limit here: set sampling.max_completion_tokens")
-    return Said(verdict="equal", sets={"sampling.max_completion_tokens": lib.settings.count(key)})
-
-
-def _temperature(lib: TRL, key: str) -> Said:
-    return Said(
-        verdict="equal",
-        why="logits are divided by it for sampling and for scoring",
-        sets={"sampling.temperature": lib.settings[key]},
-    )
-
-
-def _truncation(name: str, off: float) -> Handler:
-    """top_p and top_k: ours scores under the truncated distribution, theirs under the whole one."""
-
-    def handler(lib: TRL, key: str) -> Said:
-        value = lib.settings[key]
-        sets = {f"sampling.{name}": value or off}
-        if (value or off) == off:
-            return Said(verdict="equal", why="off", sets=sets)
-        why = "sampled alike; theirs scores under the whole distribution, ours under the truncated one that was sampled"
-        return Said(verdict="different", why=why, sets=sets)
-
-    return handler
-
-
-def _truncated(lib: TRL, key: str) -> Said:
-    why = "rows cut by the token limit count as rows and train nothing" if lib.settings.is_on(key) else ""
-    return Said(verdict="equal", why=why, sets={"collector.drop_truncated": lib.settings.is_on(key)})
-
-
-def _bf16(lib: TRL, key: str) -> Said:
-    value = not lib.settings.is_on("fp16") if lib.settings[key] is None else lib.settings.is_on(key)
-    if value:
-        why = "theirs is autocast over float32 weights; here the network is bfloat16 with float32 masters"
-        return Said(verdict="different", why=why, sets={"dtype": "bfloat16"})
-    if lib.settings.is_on("fp16"):
-        return Said(verdict="equal", why="fp16 is on instead")
-    return Said(verdict="equal", sets={"dtype": "float32"})
-
-
-def _fp16(lib: TRL, key: str) -> Said:
-    if not lib.settings.is_on(key):
-        return Said(verdict="equal", why="off")
-    why = "theirs is autocast with loss scaling; here the network is float16 with float32 masters and no scaling"
-    return Said(verdict="different", why=why, sets={"dtype": "float16"})
-
-
-def _seed(lib: TRL, key: str) -> Said:
-    why = "the same number starts other streams: order of the data and samples are not theirs"
-    return Said(verdict="different", why=why, sets={"seed": lib.settings[key]})
-
-
-def _use_cpu(lib: TRL, key: str) -> Said:
-    return Said(verdict="equal", sets={"device": "cpu"} if lib.settings.is_on(key) else {})
-
-
-def _shuffle(lib: TRL, key: str) -> Said:
-    if lib.settings.is_on(key):
-        return Said(verdict="equal", why="always, here")
-    return Said(verdict="different", why="the order of the data is a fresh permutation in every epoch here")
-
-
-def _dropout(lib: TRL, key: str) -> Said:
-    is_off = lib.settings.is_on(key)
-    return Said(verdict="equal" if is_off else "different", why="the policy is trained without dropout here")
-
-
-def _use_vllm(lib: TRL, key: str) -> Said:
-    if not lib.settings.is_on(key):
-        return Said(verdict="equal", why="the policy samples in its own process")
-    return Said(
-        verdict="no counterpart", why="the policy samples in its own process, with hardly a mismatch to correct"
-    )
-
-
-def _log_completions(lib: TRL, key: str) -> Said:
-    return Said(
-        verdict="equal" if lib.settings.is_on(key) else "different",
-        why="every rollout is saved and one is shown at each step",
-        ours="checkpoints.save_rollouts_every = 1",
-    )
-
-
-def _report_to(lib: TRL, key: str) -> Said:
-    value = lib.settings[key]
-    wanted = [] if value in ("none", None) else value if isinstance(value, list) else [value]
-    ours = [name for name in wanted if name in ("tensorboard", "wandb", "trackio")]
-    missing = ", ".join(str(name) for name in wanted if name not in ours)
-    why = f"{missing} is not here" if missing else ""
-    return Said(verdict="no counterpart" if missing else "equal", why=why, sets={"trackers": ours})
-
-
-def _saving(lib: TRL, key: str) -> Said:
-    if lib.settings["save_strategy"] not in ("steps", None):
-        return Said(verdict="no counterpart", why="save_strategy says otherwise")
-    return every_steps(lib.settings[key], lib.batch.made, "checkpoints.every")
-
-
-def _evaluating(lib: TRL, key: str) -> Said:
-    """eval_strategy and eval_steps."""
-    strategy, steps = lib.settings["eval_strategy"], lib.settings["eval_steps"]
-    if strategy in ("no", False) and key == "eval_strategy":
-        return Said(verdict="different", why="ours evaluates before and after", sets={"evaluation.every": 0})
-    if strategy == "steps" and steps is not None:
-        return every_steps(steps, lib.batch.made, "evaluation.every")
-    return Said(verdict="different", why="evaluation.every counts steps")
-
-
-def _num_generations_eval(lib: TRL, key: str) -> Said:
-    value = lib.settings[key] or lib.settings["num_generations"]
-    sets = {"evaluation.samples": value, "evaluation.temperature": lib.settings["temperature"]}
-    return Said(verdict="equal", why="sampled at the training temperature", sets=sets)
-
-
-def _save_strategy(lib: TRL, key: str) -> Said:
-    if lib.settings[key] == "steps":
-        return Said(verdict="equal")
-    return Said(verdict="different", why="a checkpoint every checkpoints.every steps, and one at the end")
-
-
-def _keep(lib: TRL, key: str) -> Said:
-    if lib.settings[key] is None:
-        return Said(verdict="different", why="checkpoints.keep newest are kept here")
-    return Said(verdict="equal", sets={"checkpoints.keep": lib.settings[key]})
-
-
-def _peft(name: str, convert: Callable[[Any], Any] = lambda value: value) -> Handler:
-    def handler(lib: TRL, key: str) -> Said:
-        if not lib.settings.is_on("use_peft"):
-            return Said(verdict="no counterpart", why="use_peft is off")
-        return Said(verdict="equal", sets={name: convert(lib.settings[key])})
-
-    return handler
-
-
-def _use_peft(lib: TRL, key: str) -> Said:
-    if lib.settings.is_on(key):
-        return Said(verdict="equal", sets={"lora.rank": lib.settings.count("lora_r")})
-    return Said(verdict="equal", why="all weights are trained")
-
-
-def _lora_targets(lib: TRL, key: str) -> Said:
-    value = lib.settings[key]
-    if not lib.settings.is_on("use_peft"):
-        return Said(verdict="no counterpart", why="use_peft is off")
-    if value is None:
-        return Said(verdict="different", why="peft picks some layers by architecture; ours takes every linear layer")
-    if value in ("all-linear", ["all-linear"]):
-        return Said(verdict="equal", why="every linear layer but the head", sets={"lora.targets": []})
-    return Said(verdict="equal", sets={"lora.targets": value if isinstance(value, list) else [value]})
-
-
-def _lora_dropout(lib: TRL, key: str) -> Said:
-    if not lib.settings.is_on("use_peft"):
-        return Said(verdict="no counterpart", why="use_peft is off")
-    is_off = not lib.settings[key]
-    return Said(verdict="equal" if is_off else "different", why="" if is_off else "adapters have no dropout here")
-
-
-def _split(name: str) -> Handler:
-    def handler(lib: TRL, key: str) -> Said:
-        if lib.settings["dataset_name"] is None:
-            return Said(verdict="no counterpart", why="no dataset_name")
-        return Said(verdict="equal", sets={name: lib.settings[key]})
-
-    return handler
 
 
 # ---- the table ---------------------------------------------------------------------------------------------------
@@ -432,59 +164,14 @@ NOWHERE = {
 KEYS = {
     **{key: nothing(why) for why, keys in NOWHERE.items() for key in keys.split()},
     **trl_loss.KEYS,
+    **trl_schedule.KEYS,
+    **trl_run.KEYS,
     "per_device_train_batch_size": _per_device,
     "generation_batch_size": _updates,
     "steps_per_generation": _updates,
     "gradient_accumulation_steps": _updates,
     "num_iterations": _num_iterations,
     "num_generations": same("group_size"),
-    "num_generations_eval": _num_generations_eval,
-    "max_steps": _max_steps,
-    "num_train_epochs": _num_train_epochs,
-    "learning_rate": same("optimizer.lr"),
-    "lr_scheduler_type": _schedule,
-    "lr_scheduler_kwargs": _schedule_kwargs,
-    "warmup_steps": _warmup,
-    "warmup_ratio": _warmup,
-    "optim": _optim,
-    "weight_decay": _weight_decay,
-    "adam_beta1": same("optimizer.beta1"),
-    "adam_beta2": same("optimizer.beta2"),
-    "adam_epsilon": same("optimizer.eps"),
-    "max_grad_norm": _max_grad_norm,
-    "max_completion_length": _max_completion_length,
-    "temperature": _temperature,
-    "top_p": _truncation("top_p", 1.0),
-    "top_k": _truncation("top_k", 0),
-    "min_p": unless(None, "min-p sampling is not here"),
-    "repetition_penalty": unless(1.0, "not here; it changes what is sampled and not what is scored"),
-    "generation_kwargs": unless(None, "sampling has temperature, top_p, top_k and max_completion_tokens"),
-    "mask_truncated_completions": _truncated,
-    "shuffle_dataset": _shuffle,
-    "disable_dropout": _dropout,
-    "bf16": _bf16,
-    "fp16": _fp16,
-    "seed": _seed,
-    "use_cpu": _use_cpu,
-    "use_vllm": _use_vllm,
-    "log_completions": _log_completions,
-    "report_to": _report_to,
-    "run_name": same("name"),
-    "output_dir": same("folder"),
-    "save_strategy": _save_strategy,
-    "save_steps": _saving,
-    "save_total_limit": _keep,
-    "eval_strategy": _evaluating,
-    "eval_steps": _evaluating,
-    "model_name_or_path": same("model"),
-    "use_peft": _use_peft,
-    "lora_r": _peft("lora.rank"),
-    "lora_alpha": _peft("lora.alpha", float),
-    "lora_target_modules": _lora_targets,
-    "lora_dropout": _lora_dropout,
-    "dataset_name": same("data.path", why="TRL's columns are read as they are"),
-    "dataset_train_split": _split("data.split"),
-    "dataset_test_split": _split("data.held_out_split"),
 }
 """Every name of GRPOConfig and of the command line beside it, with its handler. TRL 1.16 runs on transformers 4.56 and
 later, so a few names that only transformers 4 has are here too."""
@@ -535,11 +222,6 @@ DEFAULTS: Mapping[str, Any] = {
 
 LISTS = ("reward_weights", "report_to", "lora_target_modules", "reward_funcs", "lora_modules_to_save")
 """Arguments of several words on a command line."""
-
-SCHEDULES = (
-    "linear", "cosine", "constant", "constant_with_warmup", "cosine_with_min_lr", "polynomial", "inverse_sqrt",
-    "cosine_with_restarts", "reduce_lr_on_plateau", "warmup_stable_decay", "cosine_warmup_with_min_lr", "greedy",
-)  # fmt: skip
 
 
 def matters(lib: TRL) -> list[str]:
