@@ -191,6 +191,8 @@ class Sharded:
             self.root.set_reshard_after_forward(False, recurse=False)
 
     def rest(self) -> None:
+        if self.tensor is not None:
+            self.tensor.inputs.forget()
         for group in self.groups:
             group.reshard()
 

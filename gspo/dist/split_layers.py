@@ -86,20 +86,41 @@ Way = Literal["columns", "rows", "columns, gathered", "rows, from whole"]
 """How a matrix lies, and what goes in and comes out: the last two take and give whole vectors."""
 
 
+class Inputs:
+    """Of layers that are split by columns. Those that follow each other with the same input (queries, keys, values; gate
+    and up) have it from one place, so that its gradient travels once."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+        self.forget()
+
+    def alike(self, x: Tensor) -> Tensor:
+        if self._last is not x:
+            self._last, self._alike = x, alike(x, self.group)
+        assert self._alike is not None
+        return self._alike
+
+    def forget(self) -> None:
+        """Let go of the last one, and of the graph behind it."""
+        self._last: Tensor | None = None
+        self._alike: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class SplitLinear:
     """The forward pass of an `nn.Linear` whose weight is a DTensor."""
 
     module: nn.Linear
     way: Way
+    inputs: Inputs
     group: Any
 
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias = here(self.module.weight), here(self.module.bias)
         if self.way == "columns":
-            return linear(alike(x, self.group), weight, bias)
+            return linear(self.inputs.alike(x), weight, bias)
         if self.way == "columns, gathered":
-            parts = gathered(linear(alike(x, self.group), weight, bias), self.group)
+            parts = gathered(linear(self.inputs.alike(x), weight, bias), self.group)
             return torch.cat(parts.unbind(), dim=-1)
         if self.way == "rows, from whole":
             x = alike(x, self.group).chunk(dist.get_world_size(self.group), dim=-1)[dist.get_rank(self.group)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-from gspo.dist.split_layers import SplitEmbedding, SplitHead, SplitLinear, Way, here
+from gspo.dist.split_layers import Inputs, SplitEmbedding, SplitHead, SplitLinear, Way, here
 from gspo.policies.likelihood import Head
 from gspo.policies.linear_head import LinearHead
 from gspo.policies.network import Network
@@ -41,6 +41,7 @@ class TensorParallel:
         self.network, self.mesh = network, mesh
         self.group, self.size, self.rank = mesh.get_group(), mesh.size(), mesh.get_local_rank()
         self.plan = plan_of(network, self.size)
+        self.inputs = Inputs(self.group)
         self._terms: list[tuple[nn.Module, str]] = []
         """Modules and the names of their parameters whose gradients are terms of a sum over ranks."""
         self._split: list[tuple[nn.Module, str]] = []
@@ -136,7 +137,7 @@ class TensorParallel:
         self._part(module, "weight", 0 if is_by_columns else 1, dtype)
         if module.bias is not None and is_by_columns:
             self._part(module, "bias", 0, dtype)
-        self._install(module, SplitLinear(module, way, self.group))
+        self._install(module, SplitLinear(module, way, self.inputs, self.group))
 
     def _part(self, module: nn.Module, name: str, dim: int, dtype: torch.dtype | None) -> None:
         """Keep this rank's part of a parameter."""

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gspo.corrections import OPSM, TokenTIS
-from gspo.dist import shards
+from gspo.dist import shards, split_layers
 from gspo.dist.building import policy_of, reference_of
 from gspo.dist.config import RanksConfig
 from gspo.dist.ranks import Ranks
@@ -199,6 +199,16 @@ def ran(ranks: Ranks) -> list[tuple[int, tuple]]:
     return ranks.everyone((seen, tuple(states.shape)))
 
 
+def travelled(ranks: Ranks) -> list[int]:
+    """How often the gradient of an input is summed over ranks: for each layer's attention, its mlp, and the head."""
+    net, _ = placed(ranks, tensor_parallel=2)
+    counted, own = [], split_layers._Alike.backward
+    with patch.object(split_layers._Alike, "backward", lambda *given: counted.append(1) or own(*given)):
+        states = net.hidden(torch.arange(13)[None])
+        net.head(states[0]).sum().backward()
+    return ranks.everyone(len(counted))
+
+
 @torch.no_grad()
 def gathered(ranks: Ranks, **settings: int) -> list[bool]:
     """Whether each rank, with the weights whole, answers to the bit as one process does, alone: no collective is left
@@ -227,6 +237,7 @@ def doubted(ranks: Ranks) -> list[str]:
 CHECKS: dict[str, Callable[[Ranks], list]] = {
     "held": held,
     "ran": ran,
+    "travelled": travelled,
     "gathered": partial(gathered, tensor_parallel=2),
     "gathered tokens": partial(gathered, context_parallel=2),
     "doubted": doubted,

@@ -44,6 +44,10 @@ def test_each_rank_runs_its_part_of_the_tokens(done):
     assert done[0]["ran"] == [([7], (1, 13, 32))] * 4
 
 
+def test_the_gradient_of_an_input_travels_once(done):
+    assert done[0]["travelled"] == [2 * 2 + 1] * 4
+
+
 @pytest.mark.parametrize("how", ["gathered", "gathered tokens"])
 def test_a_rank_answers_alone_while_weights_are_gathered(done, how):
     assert done[0][how] == [True] * 4
