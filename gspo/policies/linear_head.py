@@ -62,8 +62,10 @@ class LinearHead:
         entropy: str,
         kept_elements: int,
     ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
-        """`likelihood.token_logprobs` without its truncation."""
-        return linear_logprobs(self, hidden, ids, position, temperature, entropy, kept_elements)
+        """`likelihood.token_logprobs`, for sampling that truncates nothing."""
+        where = torch.arange(len(ids), device=ids.device) if position is None else position
+        chosen, total, value = likelihoods(self, hidden, ids, where, temperature, entropy, kept_elements)
+        return (chosen - total, value) if position is None else (chosen - total[position], value[position])
 
 
 def shape_logits(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
@@ -104,22 +106,6 @@ class _Block:
     is_inside: Bool[Tensor, "N"]
 
 
-def linear_logprobs(
-    head: LinearHead,
-    hidden: Float[Tensor, "M D"],
-    ids: Int[Tensor, "N"],
-    position: Int[Tensor, "N"] | None,
-    temperature: float,
-    entropy: str,
-    kept_elements: int,
-    block_elements: int | None = None,
-) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
-    """`likelihood.token_logprobs` for a linear head, and sampling that truncates nothing."""
-    where = torch.arange(len(ids), device=ids.device) if position is None else position
-    chosen, total, value = likelihoods(head, hidden, ids, where, temperature, entropy, kept_elements, block_elements)
-    return (chosen - total, value) if position is None else (chosen - total[position], value[position])
-
-
 def likelihoods(
     head: LinearHead,
     hidden: Float[Tensor, "M D"],
@@ -128,7 +114,6 @@ def likelihoods(
     temperature: float,
     entropy: str,
     kept_elements: int,
-    block_elements: int | None = None,
     has_all: bool = True,
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "M"], Float[Tensor, "M"]]:
     """Chosen logits, logsumexp of each position, entropy of each position, all under the temperature.
@@ -141,7 +126,7 @@ def likelihoods(
     is_frozen = not (head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad))
     needs_states = trains and is_frozen and hidden.requires_grad
     keeps_pull = needs_states and head.softcap is None and entropy != "gradient" and has_all
-    size = block_elements or (CACHED_ELEMENTS if hidden.device.type == "cpu" else DEVICE_ELEMENTS)
+    size = CACHED_ELEMENTS if hidden.device.type == "cpu" else DEVICE_ELEMENTS
     rows = max(1, min(len(hidden), ROWS, size))
     plan = _Plan(
         scale=head.scale,

@@ -273,7 +273,7 @@ def test_few_logits_go_through_autograd_to_the_same_end(kind, monkeypatch):
     made = case(kind)
     want = made.run(token_logprobs, "gradient", Sampling(), "gradient", vocabulary=VOCABULARY)
     monkeypatch.setattr(likelihood, "SMALL_ELEMENTS", UNITS * VOCABULARY)
-    monkeypatch.setattr(linear_head, "linear_logprobs", None)
+    monkeypatch.setattr(LinearHead, "token_logprobs", None)
     close(made.run(token_logprobs, "gradient", Sampling(), "gradient", vocabulary=VOCABULARY), want, 1e-10)
 
 
