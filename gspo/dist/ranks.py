@@ -207,6 +207,8 @@ class Team:
         import torch.distributed as dist
 
         if not dist.is_initialized():
+            if self.local_rank:  # torchrun ends the others as soon as one is gone
+                time.sleep(PATIENCE)
             return self.local_rank == 0
         store, said = dist.distributed_c10d._get_default_store(), "gspo/failed"
         until = time.monotonic() + (PATIENCE if waits else 0.0)

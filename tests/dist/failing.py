@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from runs import settings
@@ -34,6 +35,9 @@ BESIDE = (("sampler", "process"), ("max_policy_lag", 1))
 
 def main(folder: Path, what: str, *how: str) -> None:
     with joined(os.environ) as ranks:
+        if what == "early":
+            time.sleep(0.0 if ranks.rank else 1.0)  # the one that speaks comes last
+            raise ValueError("planted before the ranks met")
         loop.run_updates = happening(what, ranks.rank)
         overrides = (("device", "cpu"), ("steps", 200 if what == "stop" else 4), ("ranks.deadline", 60.0))
         config = settings(folder, *overrides, ("checkpoints.every", 1), *(BESIDE if how else ()))

@@ -148,6 +148,12 @@ def test_an_error_on_one_rank_ends_all_with_one_line(tmp_path):
     assert "exitcode  : 2" in said
 
 
+def test_a_mistake_before_the_ranks_meet_is_one_line_whoever_is_first(tmp_path):
+    said, _ = under_torchrun(tmp_path / "run", "early").communicate(timeout=120)
+    lines = [line for line in said.splitlines() if line.startswith("gspo: ")]
+    assert lines == ["gspo: planted before the ranks met"], said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [(), ("beside",)])
 def test_a_killed_rank_ends_all_with_one_line(tmp_path, how):
