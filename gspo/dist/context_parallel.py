@@ -20,7 +20,7 @@ from torch import Tensor
 from gspo.dist.split_layers import gathered
 from gspo.policies.attention import Attention, Layer
 from gspo.policies.network import Network
-from gspo.policies.routing import experts_of
+from gspo.policies.routing import OWN, Pass
 from gspo.policies.tree_attention import MaskedRows
 
 reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -76,10 +76,29 @@ class ContextParallel:
         rows, length = ids.shape
         if positions is None:
             positions = torch.arange(length, device=ids.device).expand(rows, length)
+        return self._part(ids), self._part(positions), HeadsOfAll(attention or CausalRows(), length, self.group)
+
+    def _part(self, tokens: Tensor, filling: int = 0) -> Tensor:
+        """[R,L,...] -> [R, own tokens, ...]"""
+        rows, length, *rest = tokens.shape
         each = -(-length // self.size)
-        here = slice(self.rank * each, (self.rank + 1) * each)
-        ids, positions = (F.pad(x, (0, each * self.size - length))[:, here] for x in (ids, positions))
-        return ids, positions, HeadsOfAll(attention or CausalRows(), length, self.group)
+        padding = tokens.new_full((rows, each * self.size - length, *rest), filling)
+        return torch.cat([tokens, padding], dim=1)[:, self.rank * each : (self.rank + 1) * each]
+
+    def own_pass(self, routes: Pass, rows: int, length: int) -> Pass:
+        """The routes of this rank's tokens, to be asked by its routers."""
+        forced = routes.forced
+        if forced is not None:
+            forced = self._part(forced.unflatten(0, (rows, length)), OWN).flatten(0, 1)
+        return Pass(routers=routes.routers, forced=forced, keeps_probabilities=routes.keeps_probabilities)
+
+    def fill(self, routes: Pass, own: Pass, rows: int, length: int) -> None:
+        """Each rank's choices and probabilities become those of all tokens."""
+        for name in ("own", "used", "probabilities"):
+            for layer in getattr(own, name):
+                parts = gathered(layer.unflatten(0, (rows, -1)), self.group)
+                whole = torch.cat(parts.unbind(), dim=1)[:, :length]
+                getattr(routes, name).append(whole.flatten(0, 1))
 
     def together(self, hidden: Tensor, length: int) -> Tensor:
         """[R, own tokens, D] -> [R,L,D]"""
@@ -145,8 +164,6 @@ def refuse_unspread(network: Network, size: int, tensor_parallel: int = 1) -> No
     config, asked = network.config, f"ranks.context_parallel = {size}"
     if network.refusal:
         raise ValueError(f"{asked} spreads the tokens of {config.model_type}, but {network.refusal}")
-    if experts_of(config):
-        raise ValueError(f"{asked}: {config.model_type} has experts, whose choices are recorded by rows; set it to 1")
     for name in ("num_attention_heads", "num_key_value_heads"):
         count = getattr(config, name, None)
         if count is not None and count % (size * tensor_parallel):

@@ -33,6 +33,14 @@ class SpreadTokens(Protocol):
         """What this rank runs of [R,L] rows."""
         ...
 
+    def own_pass(self, routes: Pass, rows: int, length: int) -> Pass:
+        """What this rank's routers ask."""
+        ...
+
+    def fill(self, routes: Pass, own: Pass, rows: int, length: int) -> None:
+        """Write down what the routers of all ranks chose."""
+        ...
+
     def together(self, hidden: Tensor, length: int) -> Tensor:
         """[R,L,D] from what each rank ran."""
         ...
@@ -103,14 +111,19 @@ class Network:
         each layer keeps its input only and is computed again in the backward pass. The routers of a mixture of experts
         ask `routes`.
         """
-        length, spread = ids.shape[1], self.spread
+        spread, (rows, length), asked = self.spread, ids.shape, routes
         if spread is not None:
             ids, positions, attention = spread.own(ids, positions, attention)
+            routes = None if asked is None else spread.own_pass(asked, rows, length)
         given = {} if attention is None else {"gspo_attention": attention}
         with self._attending(attention), self._routed(routes), self._checkpointing(attention, routes):
             forward = self._forward if torch.is_grad_enabled() else self._forward_of_scores
             out = forward(**self._read(ids), position_ids=positions, use_cache=False, **given)
-        return out.last_hidden_state if spread is None else spread.together(out.last_hidden_state, length)
+        if spread is None:
+            return out.last_hidden_state
+        if asked is not None and routes is not None:
+            spread.fill(asked, routes, rows, length)
+        return spread.together(out.last_hidden_state, length)
 
     def by_units(self, count: int, work: Callable[[slice], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Two values for each of `count` units: `work` is given those that are this rank's."""

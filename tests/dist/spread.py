@@ -168,6 +168,8 @@ TOKENS: dict[str, Callable[[Ranks], Tensors]] = {
     "tokens, activations": Tokens(checkpoints=True, layout="auto", budget=1, groups=5, is_large=True),
     "tokens, lora": Tokens(rank=2, is_large=True),
     "tokens, terms": Tokens(terms=(GSPO(), ReferenceKL(coef=0.1), EntropyBonus(coef=0.1))),
+    "tokens, experts": Tokens(family="qwen3-moe", balance=0.1, layout="packed"),
+    "tokens, experts, R2": Tokens(family="qwen3-moe", routing="R2", balance=0.1, checkpoints=True),
     "tokens, bf16": Tokens(dtype=torch.bfloat16, layout="packed"),
 }
 """With the tokens of a row in two parts."""

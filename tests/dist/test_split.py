@@ -18,7 +18,7 @@ from gspo.policies.attention import Layer
 from gspo.training.run import resume, start
 from gspo.training.state import checkpoints, load_newest
 
-CASES = ["split, large", "split, large, untied", "split, lora", "split, activations", "tokens", "tokens, lora", "both"]
+CASES = ["split, large", "split, large, untied", "split, lora", "split, activations", "tokens", "tokens, lora", "tokens, experts, R2", "both"]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,6 @@ def test_a_plan_is_followed_where_ranks_divide_all_of_it():
     [
         ("qwen3-tied", 4, 1, r"ranks.context_parallel = 4 does not divide num_key_value_heads = 2 of qwen3"),
         ("qwen3-tied", 2, 2, r"= 2 times ranks.tensor_parallel = 2 does not divide num_key_value_heads = 2"),
-        ("qwen3-moe", 2, 1, r"ranks.context_parallel = 2: qwen3_moe has experts"),
     ],
 )
 def test_tokens_that_cannot_be_spread_are_said(family, size, split, line):
