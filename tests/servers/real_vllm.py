@@ -375,6 +375,12 @@ def test_log_probs_of_another_distribution(tmp_path, capsys, monkeypatch):
         server.kill()
 
 
+def test_check_has_nothing_to_say_of_a_healthy_server_of_a_deep_model(smollm2, capsys):
+    """In bfloat16: the move that shows whether weights arrive is not one that makes the model disagree with itself."""
+    assert gspo(["check", "smollm2-chain-sum", *smollm2.words("--prompts_per_step", "4", "--group_size", "4")]) == 0
+    print(capsys.readouterr().out)
+
+
 def test_smollm2_in_bfloat16(smollm2, tmp_path):
     """Two kinds of bf16 arithmetic: close, not equal; also after an update. Then two steps of the recipe."""
     parts = parts_of(smollm2)
