@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from gspo.dist.split_layers import gathered
+from gspo.dist.split_layers import gathered, of_all
 from gspo.policies.attention import Attention, Layer
 from gspo.policies.network import Network
 from gspo.policies.routing import OWN, Pass
@@ -52,9 +52,7 @@ class _Joined(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
         ctx.group = group
-        found = value.new_empty((dist.get_world_size(group), *value.shape))
-        dist.all_gather(list(found.unbind()), value.contiguous(), group=group)
-        return found
+        return of_all(value, group)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -56,13 +56,18 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
         ctx.rank = dist.get_rank(group)
-        found = value.new_empty((dist.get_world_size(group), *value.shape))
-        dist.all_gather(list(found.unbind()), value.contiguous(), group=group)
-        return found
+        return of_all(value, group)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient[ctx.rank], None
+
+
+def of_all(value: Tensor, group: Any) -> Tensor:
+    """[...] of each rank -> [ranks, ...], without gradient."""
+    found = value.new_empty((dist.get_world_size(group), *value.shape))
+    dist.all_gather(list(found.unbind()), value.contiguous(), group=group)
+    return found
 
 
 def alike(value: Tensor, group: Any) -> Tensor:
